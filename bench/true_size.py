@@ -1,6 +1,7 @@
-"""A base model of Stable Diffusion 1.5's true shape, with random weights: what every stage takes on this machine.
+"""A base model of Stable Diffusion's true shape, with random weights: what every stage takes on this machine.
 
     python -m bench.true_size                      # minutes, 8 GB of disk: give it an idle machine
+    python -m bench.true_size --shape sdxl --dtype float16 --until build     # 16 GB of disk
     python -m bench.true_size --shape small        # 200 MB of weights
 
 Writes the model, exports it, builds its engine, starts the services, and makes one edit with 2 updates of all tensors
@@ -96,9 +97,13 @@ class Built:
         return Report(self.weights_bytes, [*self.stages, *more], disk_bytes(parts))
 
 
-def true_size(scratch: Path, shape: str, dtype: str, *, mode: str, updates: int, steps: int) -> Report:
-    """Measure every stage, in an empty folder."""
+def true_size(
+    scratch: Path, shape: str, dtype: str, *, mode: str, updates: int, steps: int, until: str = "edit"
+) -> Report:
+    """Measure every stage, in an empty folder; `until` is `build` or `edit`."""
     built = export_and_build(scratch, shape, dtype)
+    if until == "build":
+        return built.report()
     say("services")
     return built.report(edit(built, mode=mode, updates=updates, steps=steps))
 
@@ -206,12 +211,19 @@ def main() -> None:
     parser.add_argument("--mode", choices=("full", "attn_out", "lora"), default="full")
     parser.add_argument("--updates", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--until", choices=("build", "edit"), default="edit", help="the last stage")
     parser.add_argument("--scratch", type=Path, help="where the folder for it all is made (default: the system's)")
     parser.add_argument("--out", type=Path, help="also write the report as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         report = true_size(
-            Path(scratch), options.shape, options.dtype, mode=options.mode, updates=options.updates, steps=options.steps
+            Path(scratch),
+            options.shape,
+            options.dtype,
+            mode=options.mode,
+            updates=options.updates,
+            steps=options.steps,
+            until=options.until,
         )
     print(report.table())
     if options.out is not None:

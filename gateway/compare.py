@@ -19,8 +19,8 @@ from gateway.edit_results import CancelledByOwner, EditResults
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, parse, parse_parent
 from gateway.relay import Relay
+from gateway.samplers import Samplers
 from gateway.tunings import Tunings
-from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
 from unitune.errors import (
@@ -68,7 +68,7 @@ class Comparisons:
         edits: Edits,
         tunings: Tunings,
         images: Images,
-        upstreams: Upstreams,
+        samplers: Samplers,
         results: EditResults,
         *,
         heartbeat_s: float,
@@ -78,7 +78,7 @@ class Comparisons:
         self._edits = edits
         self._tunings = tunings
         self._images = images
-        self._upstreams = upstreams
+        self._samplers = samplers
         self._heartbeat_s = heartbeat_s
         self._end_reason: UniTuneError | None = None
 
@@ -179,7 +179,7 @@ class Comparisons:
         entries = list(request.methods) or _all_that_can_run(request)
         _check_names(entries)
         _check_words(request, entries)
-        base_model = (await self._upstreams.sampler_info()).base_model
+        base_model = (await self._samplers.sampler_info()).base_model
         method_edits = []
         for index, entry in enumerate(entries):
             asked = _edit_request(request, entry)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
+from gateway import sampler_addresses
 from gateway.database import SERVER_SCHEMES
 from gateway.jwks import is_loopback
 from gateway.tuning_queue import LEASE_S
@@ -34,7 +35,11 @@ class GatewayConfig(ServiceSettings):
     internal_address: str = setting(
         "127.0.0.1:50054", "UNITUNE_INTERNAL_ADDRESS", "HOST:PORT to listen on for tuners alone"
     )
-    sampler: str = setting("127.0.0.1:50053", "UNITUNE_SAMPLER", "HOST:PORT of the sampler")
+    sampler: str = setting(
+        "127.0.0.1:50053",
+        "UNITUNE_SAMPLER",
+        "HOST:PORT of the sampler, or of several, separated by commas; a name with several addresses means all of them",
+    )
     state: str = field(
         metadata={
             "env": "UNITUNE_STATE",
@@ -56,7 +61,7 @@ class GatewayConfig(ServiceSettings):
     sample_streams: int = setting(
         SAMPLE_STREAMS,
         "UNITUNE_SAMPLE_STREAMS",
-        f"edits that are at the sampler at a time, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
+        f"edits that are at the samplers at a time, for each, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
     )
     tenant_tunings: int = setting(
         100, "UNITUNE_TENANT_TUNINGS", "tunings of one tenant that are queued or running at a time; 0 means no limit"
@@ -137,7 +142,8 @@ class GatewayConfig(ServiceSettings):
     model_gone_s: float = 3600.0  # without a tuner of a base model, while there are others, until its tunings fail
     store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
     position_s: float = 5.0  # between two looks for the place in the queue of a tuning that is watched
-    poll_s: float = 5.0  # between two questions to the sampler what it is
+    poll_s: float = 5.0  # between two questions to the samplers what they are
+    resolve_s: float = 5.0  # between two looks for the addresses that a name of samplers stands for
 
     @property
     def asks_for_credentials(self) -> bool:
@@ -174,6 +180,10 @@ class GatewayConfig(ServiceSettings):
             raise ValueError("UNITUNE_STATE_LISTEN is no URL of a PostgreSQL database: give postgresql://...")
         if self.state_listen and not str(self.state).startswith(SERVER_SCHEMES):
             raise ValueError("UNITUNE_STATE_LISTEN is set: leave it out, because UNITUNE_STATE is a file")
+        try:
+            sampler_addresses.named(self.sampler)
+        except ValueError as error:
+            raise ValueError(f"UNITUNE_SAMPLER is {self.sampler!r}: {error}") from error
         if self.lease_s < 1:
             raise ValueError(f"UNITUNE_LEASE_S is {self.lease_s:g}: it must be 1 or more")
         if self.keep_unused_s < 0:

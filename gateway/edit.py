@@ -17,10 +17,11 @@ from gateway.fair_queue import FairQueue
 from gateway.joined_edits import JoinedEdits, request_of
 from gateway.metadata import Metadata
 from gateway.relay import Relay
+from gateway.samplers import Samplers
 from gateway.tuning_records import CreateRequest
 from gateway.tunings import Tunings
 from gateway.turn_times import TurnTimes
-from gateway.upstreams import Upstreams, unanswered
+from gateway.upstreams import unanswered
 from gateway.usage import UsageCounts
 from unitune import metrics, telemetry
 from unitune.errors import (
@@ -48,7 +49,7 @@ class Edits:
         self,
         planner: Planner,
         tunings: Tunings,
-        upstreams: Upstreams,
+        samplers: Samplers,
         results: EditResults,
         queue: FairQueue,
         usage: UsageCounts,
@@ -59,7 +60,7 @@ class Edits:
         self._joined = joined
         self._planner = planner
         self._tunings = tunings
-        self._upstreams = upstreams
+        self._samplers = samplers
         self._results = results
         self._queue = queue
         self._usage = usage
@@ -218,7 +219,7 @@ class Edits:
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
             request = _sample_request(plan, tuning, opened)
             turn = self._usage.turn(plan.tenant, opened.request_id)
-            async with turn, aclosing(self._upstreams.sample(request, left_s)) as samples:
+            async with turn, aclosing(self._samplers.sample(request, left_s)) as samples:
                 async for sample in samples:
                     if sample.HasField("done"):
                         sample.done.queue_s += waited_s

@@ -11,6 +11,7 @@ from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.principal import current
 from gateway.request_cost import check_edit_cost, least_steps, most_tiles
+from gateway.samplers import Samplers
 from gateway.sampling_options import (
     check_clip_filter_prompt,
     check_inverted,
@@ -18,7 +19,7 @@ from gateway.sampling_options import (
     check_options,
 )
 from gateway.tunings import Tunings, expired, not_found
-from gateway.upstreams import Upstreams, refuse_mismatch
+from gateway.upstreams import refuse_mismatch
 from unitune import working_size
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
@@ -78,7 +79,7 @@ class Planner:
         self,
         tunings: Tunings,
         images: Images,
-        upstreams: Upstreams,
+        samplers: Samplers,
         is_filtered: Callable[[str], bool] = lambda tenant: False,
         *,
         most_steps: int = 0,
@@ -89,7 +90,7 @@ class Planner:
         self._is_filtered = is_filtered
         self._tunings = tunings
         self._images = images
-        self._upstreams = upstreams
+        self._samplers = samplers
 
     async def settle(self, request: EditRequest) -> TuningConfig | None:
         """The config with which an edit of an image would tune; None for a method without a tuning. Makes nothing.
@@ -101,7 +102,7 @@ class Planner:
         sampler = await self._checked(request)
         sampling = self._sampling(request, _method_of(request), sampler)
         config = await self._settled(request, sampling)
-        await self._upstreams.check_sample(_unsampled(request, sampling, config))
+        await self._samplers.check_sample(_unsampled(request, sampling, config))
         return config
 
     async def plan(self, request: EditRequest) -> EditPlan:
@@ -122,7 +123,7 @@ class Planner:
             unsampled = _unsampled(
                 request, config, tuning.config if tuning else None, tuning.weights if tuning else None
             )
-            warnings = [*warnings, *await self._upstreams.check_sample(unsampled)]
+            warnings = [*warnings, *await self._samplers.check_sample(unsampled)]
         else:
             config = self._sampling(request, _method_of(request), sampler)
             tenant, tuning, image, warnings = await self._of_image(request, config, sampler.base_model)
@@ -158,7 +159,7 @@ class Planner:
 
     async def check_tiles(self, request: EditRequest, picture: Image | PictureInfo) -> None:
         """Raise InvalidArgument (COST_LIMIT) for an edit of an image whose second pass over it has too many tiles."""
-        sampler = await self._upstreams.sampler_info()
+        sampler = await self._samplers.sampler_info()
         self._check_tiles(request, self._sampling(request, _method_of(request), sampler), picture, sampler.base_model)
 
     def _check_tiles(
@@ -182,7 +183,7 @@ class Planner:
     async def _checked(self, request: EditRequest) -> SamplerInfo:
         """The sampler, whose base model has what the request's settings ask of one. Raises as Edit does."""
         _check(request)
-        sampler = await self._upstreams.sampler_info()
+        sampler = await self._samplers.sampler_info()
         if self._is_filtered(_tenant_of(request)) and not sampler.base_model.has_content_filter:
             raise FailedPrecondition(
                 "the edits of this tenant must be checked, and the sampler has no content filter: "
@@ -256,7 +257,7 @@ class Planner:
                 await self._check_mask(request, picture)
                 self._check_tiles(request, sampling, picture, base_model)
         unsampled = _unsampled(request, sampling, config)
-        warnings = await self._upstreams.check_sample(unsampled)
+        warnings = await self._samplers.check_sample(unsampled)
         if config is not None and request.WhichOneof("target") == "image_data":
             if request.validate_only:
                 name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
@@ -267,7 +268,7 @@ class Planner:
         if base_model.has_known_pictures:
             unsampled.image = data
             with suppress(Unavailable, ResourceExhausted):  # not looked at in time, it is edited without a warning
-                warnings = await self._upstreams.check_sample(unsampled)
+                warnings = await self._samplers.check_sample(unsampled)
         of_shape = [] if Flat(sampling).only_masked else working_size.warnings_of((picture.height, picture.width))
         of_second_pass = _warnings_of_second_pass(picture, sampling, base_model)
         warnings = [*picture.warnings, *of_shape, *of_second_pass, *warnings]

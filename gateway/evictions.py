@@ -1,16 +1,21 @@
-"""Weights that the sampler must forget. It is asked until it has, across restarts of both services.
+"""Weights that the samplers must forget. They are asked until one has, across restarts of both services; one that was
+away is told when it comes back and says what it holds.
 
 A deletion does not wait for a sampler that stands still. Meanwhile nobody can ask for these weights.
 """
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
+from gateway.names import Name
+from gateway.sampler_connection import SamplerConnection
+from gateway.samplers import Samplers
 from gateway.state import State
-from gateway.upstreams import Upstreams
-from unitune import telemetry
+from unitune import store_paths, telemetry
 from unitune.errors import UniTuneError
+from unitune.v1.tuning_pb2 import Tuning, WeightsRef
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +24,12 @@ ANSWER_S = 1.0  # that a deletion waits; a sampler mostly answers at once
 
 
 class Evictions:
-    """The weights to forget, kept in the state. One task asks the sampler."""
+    """The weights to forget, kept in the state. One task asks the samplers."""
 
-    def __init__(self, state: State, upstreams: Upstreams, *, retry_s: float) -> None:
-        """`retry_s` is the wait before a sampler that did not answer is asked again."""
+    def __init__(self, state: State, samplers: Samplers, *, retry_s: float) -> None:
+        """`retry_s` is the wait before samplers that did not answer are asked again."""
         self._state = state
-        self._upstreams = upstreams
+        self._samplers = samplers
         self._retry_s = retry_s
         self._noted = asyncio.Event()
         self._done: dict[str, asyncio.Event] = {}  # of the weights that this process noted, until they are forgotten
@@ -50,7 +55,7 @@ class Evictions:
             telemetry.event(logger, "sampler still to forget weights", level=logging.WARNING, digest=digest)
 
     async def run(self) -> None:
-        """Ask the sampler for as long as it takes."""
+        """Ask the samplers for as long as it takes."""
         while True:
             self._noted.clear()
             try:
@@ -73,7 +78,7 @@ class Evictions:
             self._forgotten(digest)
         for digest in left:
             try:
-                await self._upstreams.evict(digest)
+                await self._samplers.evict(digest)
             except UniTuneError:
                 return False
             await self._state.remove_eviction(digest)
@@ -84,3 +89,22 @@ class Evictions:
         done = self._done.pop(digest, None)
         if done is not None:
             done.set()
+
+    async def forget_dead(self, sampler: SamplerConnection, held: Sequence[WeightsRef]) -> None:
+        """Make one sampler forget what it holds of tunings that are no more. It may have been away when they ended."""
+        try:
+            for weights in held:
+                if not await self._is_live(weights):
+                    telemetry.event(logger, "sampler held deleted weights", digest=weights.digest)
+                    await sampler.evict(weights.digest)
+        except UniTuneError:  # the sampler or the state is away; the next watch tells again
+            pass
+        except Exception:
+            telemetry.failure(logger, "weights of samplers not compared")
+
+    async def _is_live(self, weights: WeightsRef) -> bool:
+        path = store_paths.read_weights(weights.path)
+        if path is None:
+            return False
+        tuning = await self._state.get(str(Name(path.tenant, "tunings", path.tuning)))
+        return tuning is not None and tuning.state == Tuning.STATE_READY and tuning.weights.digest == weights.digest

@@ -17,13 +17,23 @@ class FairQueue:
         """
         if places < 1:
             raise ValueError(f"places is {places}: it must be 1 or more")
-        self._free = places
-        self._most_of_one = most_of_one or max(1, places // 2)
+        self._places = self._free = places
+        self._most_of_one_given = most_of_one
         self._taken: Counter[str] = Counter()
         # A tenant that was served goes to the end.
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         # Of those that wait, in the order in which they came: the work, and since when.
         self._entries: dict[asyncio.Future[None], tuple[float, float]] = {}
+
+    @property
+    def _most_of_one(self) -> int:
+        return self._most_of_one_given or max(1, self._places // 2)
+
+    def resize(self, places: int) -> None:
+        """Have so many places from now on. Who has one keeps it."""
+        self._free += places - self._places
+        self._places = places
+        self._serve()
 
     @property
     def num_waiting(self) -> int:

@@ -24,6 +24,7 @@ from gateway.key_service import KeyService
 from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
+from gateway.samplers import Samplers
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.shared_edits import SharedEdits
 from gateway.state import State
@@ -35,7 +36,6 @@ from gateway.tuners import Tuners
 from gateway.tuning_records import QueueLimits
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
-from gateway.upstreams import Upstreams
 from gateway.usage import UsageCounts, UsageService
 from gateway.weight_files import WeightFiles
 from unitune import exposure, peers, serving
@@ -69,9 +69,11 @@ class Gateway:
         self._key_service = KeyService(keys)
         certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
         self._certificates = certificates
-        self._upstreams = Upstreams(config.sampler, silence_s=config.silence_s, certificates=certificates)
+        self._samplers = Samplers(
+            config.sampler, silence_s=config.silence_s, resolve_s=config.resolve_s, certificates=certificates
+        )
         self._tuners = Tuners()
-        self._services = KnownServices(self._upstreams, self._tuners, state)
+        self._services = KnownServices(self._samplers, self._tuners, state)
         storage = StoredBytes(store, config.tenant_bytes)
         self._usage = UsageCounts(state)
         self._images, files = Images(store, storage, self._usage, state), WeightFiles(store)
@@ -81,16 +83,16 @@ class Gateway:
             files,
             self._tuners,
             self._services,
-            self._upstreams,
+            self._samplers,
             lease_s=config.lease_s,
             model_gone_s=config.model_gone_s,
         )
-        evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
+        evictions = Evictions(state, self._samplers, retry_s=config.retry_s)
         tunings = Tunings(
             state,
             images,
             files,
-            self._upstreams,
+            self._samplers,
             self._tuners,
             evictions,
             storage=storage,
@@ -104,16 +106,17 @@ class Gateway:
         self.retention = Retention(
             state, images, store, stored_edits, keep_s=config.keep_unused_s, is_known=self._results.is_known
         )
-        planner = Planner(tunings, images, self._upstreams, config.is_filtered, most_steps=config.edit_steps)
+        planner = Planner(tunings, images, self._samplers, config.is_filtered, most_steps=config.edit_steps)
         # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
+        self._samplers.on_count = lambda count: queue.resize(config.sample_streams * max(1, count))
         edits = Edits(
-            *(planner, tunings, self._upstreams, self._results, queue, self._usage),
+            *(planner, tunings, self._samplers, self._results, queue, self._usage),
             heartbeat_s=config.heartbeat_s,
             joined=JoinedEdits(state, self._results, heartbeat_s=config.heartbeat_s),
         )
         self._comparisons = Comparisons(
-            planner, edits, tunings, images, self._upstreams, self._results, heartbeat_s=config.heartbeat_s
+            planner, edits, tunings, images, self._samplers, self._results, heartbeat_s=config.heartbeat_s
         )
         calls, admission = OpenCalls(), Admission(config)
         self._tuning_service = TuningService(tunings, self._results, calls, admission, config.heartbeat_s)
@@ -122,11 +125,12 @@ class Gateway:
         self._usage_service = UsageService(state, self._usage, storage, admission)
         gauges = Gauges(state, queue)
         self._server_service = ServerService(
-            self._upstreams, self._tuners, gauges, config, is_read_only=state.is_read_only
+            self._samplers, self._tuners, gauges, config, is_read_only=state.is_read_only
         )
         self._internal: serving.RunningServer | None = None
-        self._tasks = [asyncio.create_task(gauges.run())]
+        self._tasks = [asyncio.create_task(gauges.run()), asyncio.create_task(self._samplers.run())]
         if not state.is_read_only:
+            self._samplers.forget = evictions.forget_dead
             self._tasks += [
                 asyncio.create_task(self._pool.run()),
                 asyncio.create_task(tunings.sweep(config.sweep_s)),
@@ -209,7 +213,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._upstreams.close()
+        await self._samplers.close()
         if self._tokens is not None:
             await self._tokens.close()
         await self._keys.close()

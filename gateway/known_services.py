@@ -1,4 +1,4 @@
-"""What is known of tuner and sampler, kept in the state for the next process. The sampler is polled; tuners call.
+"""What is known of tuner and samplers, kept in the state for the next process. Samplers are polled; tuners call.
 
 So the knowledge is recent, and no request waits for it. A gateway that starts without its tuner accepts tunings as the
 process before it did.
@@ -7,9 +7,9 @@ process before it did.
 import asyncio
 import logging
 
+from gateway.samplers import Samplers
 from gateway.state import State
 from gateway.tuners import Tuners
-from gateway.upstreams import Upstreams
 from unitune import metrics, telemetry
 from unitune.errors import UniTuneError
 from unitune.v1.sampler_pb2 import SamplerInfo
@@ -23,14 +23,14 @@ TUNER, SAMPLER = "tuner", "sampler"
 class KnownServices:
     """Keeps what is known of both services up to date, and in the state."""
 
-    def __init__(self, upstreams: Upstreams, tuners: Tuners, state: State) -> None:
-        self._upstreams = upstreams
+    def __init__(self, samplers: Samplers, tuners: Tuners, state: State) -> None:
+        self._samplers = samplers
         self._tuners = tuners
         self._state = state
         self._kept: dict[str, bytes] = {}
 
     async def begin(self) -> None:
-        """Ask the sampler once. Of whom nothing is known, use what an earlier process knew."""
+        """Ask the samplers once. Of whom nothing is known, use what an earlier process knew."""
         await self._ask()
         try:
             if self._state.is_shared:
@@ -39,8 +39,8 @@ class KnownServices:
                 self._kept = await self._state.known()
                 if self._tuners.known is None and TUNER in self._kept:
                     self._tuners.known = TunerInfo.FromString(self._kept[TUNER])
-            if self._upstreams.known_sampler is None and SAMPLER in self._kept:
-                self._upstreams.known_sampler = SamplerInfo.FromString(self._kept[SAMPLER])
+            if self._samplers.known is None and SAMPLER in self._kept:
+                self._samplers.recall(SamplerInfo.FromString(self._kept[SAMPLER]))
         except Exception:  # it matters only to requests that come before a service answers
             telemetry.failure(logger, "services not recalled")
 
@@ -52,13 +52,12 @@ class KnownServices:
             except Exception:  # such as a disk that is full; the next round tries again
                 telemetry.failure(logger, "services not kept")
             await asyncio.sleep(every_s)
-            self._upstreams.renew()
+            self._samplers.renew()
             await self._ask()
 
     async def _ask(self) -> None:
         try:
-            await self._upstreams.sampler_info()
-            is_up = True
+            is_up = await self._samplers.ask_all()
         except UniTuneError:
             is_up = False
         metrics.UPSTREAM_UP.labels(SAMPLER).set(is_up)
@@ -68,7 +67,7 @@ class KnownServices:
         """Write into the state what is new, if that can be written."""
         if self._state.is_read_only:
             return
-        for name, info in ((TUNER, self._tuners.known), (SAMPLER, self._upstreams.known_sampler)):
+        for name, info in ((TUNER, self._tuners.known), (SAMPLER, self._samplers.known)):
             if info is not None and (told := info.SerializeToString(deterministic=True)) != self._kept.get(name):
                 await self._state.know(name, told)
                 self._kept[name] = told

@@ -16,12 +16,13 @@ from gateway.gauges import Gauges
 from gateway.images import Images, receive
 from gateway.names import parse
 from gateway.open_calls import OpenCalls
+from gateway.principal import current
 from gateway.relay import Relay
 from gateway.retention import Retention
+from gateway.samplers import Samplers
 from gateway.tuners import Tuners
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
-from gateway.upstreams import Upstreams
 from unitune import __version__
 from unitune.errors import NotFound, UniTuneError
 from unitune.v1 import (
@@ -29,6 +30,7 @@ from unitune.v1 import (
     edit_pb2_grpc,
     image_pb2,
     image_pb2_grpc,
+    scope_pb2,
     server_pb2,
     server_pb2_grpc,
     tuning_pb2,
@@ -177,16 +179,17 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
     """Describes this server, from the last answers of tuner and sampler."""
 
     def __init__(
-        self, upstreams: Upstreams, tuners: Tuners, gauges: Gauges, config: GatewayConfig, *, is_read_only: bool
+        self, samplers: Samplers, tuners: Tuners, gauges: Gauges, config: GatewayConfig, *, is_read_only: bool
     ) -> None:
         self._is_read_only = is_read_only
-        self._upstreams = upstreams
+        self._samplers = samplers
         self._tuners = tuners
         self._gauges = gauges
         self._limits = validation.limits(config)
 
     async def GetServerInfo(self, request: server_pb2.GetServerInfoRequest, context: Any) -> server_pb2.ServerInfo:
-        tuner, sampler = self._tuners.known, self._upstreams.known_sampler
+        tuner, sampler = self._tuners.known, self._samplers.known
+        is_admin = scope_pb2.SCOPE_ADMIN in current().scopes
         known = sampler or tuner
         return server_pb2.ServerInfo(
             version=__version__,
@@ -196,7 +199,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             limits=self._limits,
             queue=self._gauges.queue,
             is_read_only=self._is_read_only,
-            upstreams=[self._tuners.described(), self._upstreams.described()],
+            upstreams=[self._tuners.described(), *self._samplers.described(with_addresses=is_admin)],
             methods=edit_pb2.SamplingConfig.Method.keys()[1:],  # 0 is unset
             schedulers=edit_pb2.SamplingConfig.Scheduler.keys()[1:],
             method_tuning_defaults=tuner.method_defaults if tuner else (),

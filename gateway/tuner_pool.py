@@ -19,10 +19,10 @@ from google.protobuf.empty_pb2 import Empty
 
 from gateway.known_services import KnownServices
 from gateway.names import parse
+from gateway.samplers import Samplers
 from gateway.state import State
 from gateway.tuners import Tuners
 from gateway.tuning_records import Attempt, Standing, TakenTuning, Taker
-from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
 from unitune import store_paths, telemetry
 from unitune.errors import (
@@ -67,7 +67,7 @@ class TunerPool(TunerPoolServiceServicer):
         files: WeightFiles,
         tuners: Tuners,
         services: KnownServices,
-        upstreams: Upstreams,
+        samplers: Samplers,
         *,
         lease_s: float,
         model_gone_s: float,
@@ -78,7 +78,7 @@ class TunerPool(TunerPoolServiceServicer):
         self._files = files
         self._tuners = tuners
         self._services = services
-        self._upstreams = upstreams
+        self._samplers = samplers
         self._lease_s = lease_s
         self._model_gone_s = model_gone_s
         self._began_s = time.monotonic()
@@ -286,7 +286,7 @@ class TunerPool(TunerPoolServiceServicer):
         """Spare the first edit its refit. If this fails, the edit loads the weights itself and reports the error."""
         await asyncio.sleep(LOAD_AFTER_S)
         try:
-            await self._upstreams.load(weights)
+            await self._samplers.load(weights)
         except UniTuneError as error:
             telemetry.event(logger, "weights not loaded ahead", tuning=name, reason=error.reason)
         except Exception:

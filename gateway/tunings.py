@@ -14,11 +14,12 @@ from gateway.evictions import Evictions
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, missing, new_id, parse, parse_parent
 from gateway.request_cost import check_tuning_cost
+from gateway.samplers import Samplers
 from gateway.state import NO_LIMITS, State
 from gateway.stored_bytes import StoredBytes
 from gateway.tuners import Tuners
 from gateway.tuning_records import UNFINISHED, CreateRequest, QueueLimits
-from gateway.upstreams import Upstreams, refuse_mismatch
+from gateway.upstreams import refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, tracing, weights
 from unitune.choices import TUNING_METHODS
@@ -49,7 +50,7 @@ class Tunings:
         state: State,
         images: Images,
         files: WeightFiles,
-        upstreams: Upstreams,
+        samplers: Samplers,
         tuners: Tuners,
         evictions: Evictions,
         *,
@@ -64,7 +65,7 @@ class Tunings:
         self._state = state
         self._images = images
         self._files = files
-        self._upstreams = upstreams
+        self._samplers = samplers
         self._tuners = tuners
         self._evictions = evictions
         self._position_s = position_s
@@ -115,7 +116,7 @@ class Tunings:
         check_tuning_cost(filled, info.base_model, self._most_pixels, field)
         if method == "textual_inversion":  # the one whose words must be tokens
             try:
-                await self._upstreams.check_tuning(filled)
+                await self._samplers.check_tuning(filled)
             except InvalidArgument as error:
                 name = (error.field or "config").removeprefix("config.")
                 raise error.moved(f"{field}.{name}") from None
@@ -130,7 +131,7 @@ class Tunings:
         if Flat(config).method == "textual_inversion":  # `settled` has asked already
             return []
         try:
-            return await self._upstreams.check_tuning(config)
+            return await self._samplers.check_tuning(config)
         except Unavailable:
             return []
 
@@ -197,8 +198,8 @@ class Tunings:
         info = await self._tuners.info()
         if config.super_resolution_updates > 0:
             validation.check_size_for_super_resolution(picture, info.base_model)
-        if self._upstreams.known_sampler is not None:
-            refuse_mismatch(info.base_model.digest, self._upstreams.known_sampler.base_model.digest)
+        if self._samplers.known is not None:
+            refuse_mismatch(info.base_model.digest, self._samplers.known.base_model.digest)
         await self.expire()
         tuning = Tuning(
             name=str(Name(tenant, "tunings", new_id("t"))),

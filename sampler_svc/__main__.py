@@ -40,8 +40,10 @@ def main() -> int:
     except (BackendMissing, UnusableEngine, DataLoss, OSError) as error:
         print(f"sampler: {sentence(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
-    telemetry.event(logging.getLogger(__name__), "engine loaded", engine=model.engine)
-    return asyncio.run(_serve(config, SamplerService(model, store), certificates))
+    kept_bytes = config.kept_weights_bytes()
+    service = SamplerService(model, store, kept_bytes=kept_bytes)
+    telemetry.event(logging.getLogger(__name__), "engine loaded", engine=model.engine, size_bytes=kept_bytes)
+    return asyncio.run(_serve(config, service, certificates))
 
 
 async def _serve(config: SamplerConfig, service: SamplerService, certificates: CertificateReader | None) -> int:

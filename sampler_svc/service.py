@@ -7,26 +7,29 @@ the work reads before each step.
 import asyncio
 import contextlib
 import contextvars
+import itertools
 import logging
+import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import grpc
 
 from sampler_svc import wire
+from sampler_svc.decoded_weights import DecodedWeights
 from sampler_svc.engines.cpu_controlled import ControlledEngine
-from sampler_svc.engines.engine import BASE
+from sampler_svc.engines.engine import BASE, WeightSet
 from sampler_svc.engines.pool import Lease
 from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights, tunings_of, with_fast_lora
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
 from sampler_svc.run_stages import DECODING, LOADING, PREPARING, SAMPLING, RunStages
+from sampler_svc.run_times import RunTimes
 from sampler_svc.sampling.attempts import ScoredImage, attempts_of, sample_filtered
 from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
 from sampler_svc.sampling.events import EditedImage, Event, Step, Warned
@@ -40,7 +43,7 @@ from sampler_svc.sampling.tools import PreparedEdit
 from sampler_svc.stored_weights import StoredWeights
 from unitune import images, metrics, store_paths, telemetry
 from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
-from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
+from unitune.errors import DataLoss, Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.object_store import ObjectStore
 from unitune.options import Flat
 from unitune.prompts import named_objects, without
@@ -51,25 +54,44 @@ from unitune.weights import TunedWeights
 logger = logging.getLogger(__name__)
 
 REPLICA_STATE_S = 1.0  # longest time between two states of WatchReplica
+LEAST_STATE_S = 0.1  # shortest
+SUPER_RESOLUTION = "super_resolution"  # whose weights are decoded beside the denoiser's
 
 STAGES = ("refit", "encode", "denoise", "decode", "super_resolution")  # of Timings, that metrics tell
 
 T = TypeVar("T")
 
 
+@dataclass
+class _Run:
+    """What waits for a worker thread, or has one."""
+
+    weights: str  # their digest
+    began_s: float | None = None  # by the monotonic clock; None while it waits
+    is_evicted: bool = False  # its weights were, since it came
+
+
 class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     """The servicer. It is used from one event loop."""
 
-    def __init__(self, model: Model, store: ObjectStore) -> None:
+    def __init__(self, model: Model, store: ObjectStore, *, kept_bytes: int = 0) -> None:
+        """`kept_bytes` is the memory for decoded weights of tunings that were used last."""
         self._model, self._weights = model, StoredWeights(store, model.spec.digest)
+        self._decoded = DecodedWeights(kept_bytes)
         self._workers = ThreadPoolExecutor(model.pool.size, "engine")
         self._stage_s: dict[str, float] = {}  # of the last run that went through each stage
-        self._waiting = 0
+        self._times = RunTimes()
+        self._runs: dict[int, _Run] = {}
+        self._numbers = itertools.count()
+        self._paths: dict[str, str] = {}  # of weights that may be held, by their digest
+        self._epoch = secrets.token_hex(8)
         self._is_draining = False
         self._changed: set[asyncio.Event] = set()
-        pools = [pool for pool in (model.pool, model.controlled, model.super_resolution) if pool is not None]
-        metrics.ENGINES.labels("warm").set_function(lambda: sum(pool.num_warm() for pool in pools))
-        metrics.ENGINES.labels("cold").set_function(lambda: sum(pool.size - pool.num_warm() for pool in pools))
+        self._pools = [pool for pool in (model.pool, model.controlled, model.super_resolution) if pool is not None]
+        metrics.ENGINES.labels("warm").set_function(lambda: sum(pool.num_warm() for pool in self._pools))
+        metrics.ENGINES.labels("cold").set_function(lambda: sum(pool.size - pool.num_warm() for pool in self._pools))
+        metrics.ENGINE_USAGE.set_function(lambda: model.pool.num_warm() / model.pool.size)
+        self._tell_metrics()
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the servicer to a server; its full service names."""
@@ -96,7 +118,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         cancelled = threading.Event()
         stages = RunStages(self._stage_s)
         asked = time.perf_counter()
-        run = self._submit(lambda: self._sample(request, wanted, asked, mailbox, stages, cancelled))
+        work = partial(self._sample, request, wanted, asked, mailbox, stages, cancelled)
+        run = self._submit(work, request.weights)
         try:
             async for event in mailbox.events(HEARTBEAT_S):
                 if event is None:
@@ -131,7 +154,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         if not request.weights.digest:
             raise InvalidField("weights.digest", "", "it must be set")
         store_paths.check_weights(request.weights.path, "weights.path")
-        if self._waiting or not self._model.pool.is_free():
+        if self._num_waiting() or not self._model.pool.is_free():
             return sampler_pb2.LoadResponse()
 
         def load() -> sampler_pb2.LoadResponse:
@@ -142,40 +165,75 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             with self._lease(request.weights) as lease:
                 return sampler_pb2.LoadResponse(loading=wire.loading(lease))
 
-        return await asyncio.wrap_future(self._submit(load))
+        return await asyncio.wrap_future(self._submit(load, request.weights))
 
     async def Evict(self, request: sampler_pb2.EvictRequest, context: Any) -> sampler_pb2.EvictResponse:
         """Forget weights."""
-        self._weights.forget(request.digest)
-        for pool in (self._model.pool, self._model.controlled, self._model.super_resolution):
-            if pool is not None:
-                for weights in (request.digest, with_fast_lora(request.digest)):
-                    await asyncio.to_thread(pool.evict, weights)
+        self._forget(request.digest)
+        for run in self._runs.values():
+            run.is_evicted |= run.weights == request.digest
+        for pool in self._pools:
+            for weights in (request.digest, with_fast_lora(request.digest)):
+                await asyncio.to_thread(pool.evict, weights)
         self._notify_watchers()
         return sampler_pb2.EvictResponse()
 
     async def WatchReplica(
         self, request: sampler_pb2.WatchReplicaRequest, context: Any
     ) -> AsyncIterator[sampler_pb2.ReplicaState]:
-        """The state now, after every change and once a second. The last one says that the replica drains."""
+        """The state now, soon after every change and once a second. The last one says that the replica drains."""
         changed = asyncio.Event()
         self._changed.add(changed)
+        held = self._held()
         try:
             while True:
                 changed.clear()
-                yield self._state()
+                state = self._state()
+                state.held.extend(held)
+                held = []
+                yield state
                 if self._is_draining:
                     return
+                await asyncio.sleep(LEAST_STATE_S)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), REPLICA_STATE_S)
+                    await asyncio.wait_for(changed.wait(), REPLICA_STATE_S - LEAST_STATE_S)
         finally:
             self._changed.discard(changed)
 
     def _state(self) -> sampler_pb2.ReplicaState:
-        pool = self._model.pool
+        pool, times, waiting = self._model.pool, self._times, self._num_waiting()
+        began_s = [run.began_s for run in self._runs.values() if run.began_s is not None]
+        resident = tunings_of(pool.resident())
         return sampler_pb2.ReplicaState(
-            resident=tunings_of(pool.resident()), engines=pool.size, waiting=self._waiting, draining=self._is_draining
+            resident=resident,
+            engines=pool.size,
+            waiting=waiting,
+            draining=self._is_draining,
+            epoch=self._epoch,
+            running=len(began_s),
+            loading=self._loading(resident),
+            kept=self._decoded.digests(),
+            queued_s=times.queued_s(pool.size, began_s, waiting),
+            edit_s=times.edit_s,
+            refit_s=times.refit_s,
+            kept_refit_s=times.kept_refit_s,
         )
+
+    def _held(self) -> list[tuning_pb2.WeightsRef]:
+        """All tunings' weights of which anything is in an engine or in memory."""
+        held = {*self._decoded.digests(), *self._weights.held()}
+        for pool in self._pools:
+            held.update(tunings_of(pool.resident()))
+        used = held | {run.weights for run in self._runs.values()}
+        self._paths = {digest: path for digest, path in self._paths.items() if digest in used}
+        return [tuning_pb2.WeightsRef(digest=digest, path=self._paths.get(digest, "")) for digest in sorted(held)]
+
+    def _loading(self, resident: Collection[str]) -> list[str]:
+        """The weights that runs need and that are not resident yet."""
+        return sorted({run.weights for run in self._runs.values() if run.weights}.difference(resident))
+
+    def _num_waiting(self) -> int:
+        return sum(run.began_s is None for run in self._runs.values())
 
     def _sample(
         self,
@@ -230,6 +288,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 self._edit(request, wanted, lease, extras, second, cancelled, on_event)
             stages.end()
             timings.total_s = time.perf_counter() - asked
+            self._times.edited(timings.total_s - timings.queue_s - timings.refit_s)
             for stage in STAGES:
                 if (seconds := getattr(timings, f"{stage}_s")) > 0:
                     metrics.EDIT_STAGE_S.labels(stage).observe(seconds)
@@ -332,7 +391,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             context = embedding(graphs, tuned, wanted.prompt, eta=1.0)(wanted.prompt)
             read = partial(self._weights.read, weights.path, weights.digest)
             leased = model.super_resolution.lease(
-                weights.digest, lambda: tuned_super_resolution(read(), base, model.spec.digest)
+                weights.digest,
+                lambda: self._decoded_or(
+                    weights.digest, SUPER_RESOLUTION, lambda: tuned_super_resolution(read(), base, model.spec.digest)
+                ),
             )
         else:
             context = graphs.embed(without(prompt, tuned.manifest.rare_tokens if tuned is not None else ""))
@@ -343,44 +405,92 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 model.spec.super_resolution, lease.engine.run, asked, context, empty, cancelled.is_set
             )
 
+    @contextlib.contextmanager
     def _lease(
         self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False, has_fast_lora: bool = False
-    ) -> AbstractContextManager[Lease]:
+    ) -> Iterator[Lease]:
         """A lease for these weights, or the base weights, with the base model's fast LoRA if asked for. With
         `is_controlled` its engine is a ControlledEngine."""
-        model, base, digest = self._model, self._model.base, self._model.spec.digest
+        model, base = self._model, self._model.base
         pool, lora = model.controlled if is_controlled else model.pool, model.fast_lora if has_fast_lora else None
         if weights is None:
-            if lora is None:
-                return pool.lease(BASE, lambda: base)
-            return pool.lease(with_fast_lora(BASE), partial(lora.added_to, base))
-        read = partial(self._weights.read, weights.path, weights.digest)
-        if lora is None:
-            return pool.lease(weights.digest, lambda: tuned_weights(read(), base, digest))
-        return pool.lease(with_fast_lora(weights.digest), lambda: lora.added_to_tuned(read(), base, digest))
+            leased = pool.lease(
+                BASE if lora is None else with_fast_lora(BASE), lambda: base if lora is None else lora.added_to(base)
+            )
+            with leased as lease:
+                yield lease
+            return
+        path, digest = weights.path, weights.digest
+        was_kept = digest in self._decoded.digests()
 
-    def _submit(self, work: Callable[[], T]) -> "Future[T]":
+        def plain() -> WeightSet:
+            return self._decoded_or(
+                digest, "", lambda: tuned_weights(self._weights.read(path, digest), base, model.spec.digest)
+            )
+
+        def with_lora() -> WeightSet:
+            assert lora is not None
+            alone = plain()  # first: it reads the extras, too
+            return lora.added_to_tuned(self._weights.extras(path, digest), alone)
+
+        leased = pool.lease(digest, plain) if lora is None else pool.lease(with_fast_lora(digest), with_lora)
+        with contextlib.ExitStack() as stack:
+            try:
+                lease = stack.enter_context(leased)
+            except DataLoss:  # perhaps of the memory that they were kept in
+                self._decoded.forget(digest)
+                raise
+            if not lease.warm:
+                self._times.refitted(lease.refit_s, was_kept=was_kept)
+                self._loop.call_soon_threadsafe(self._notify_watchers)
+            yield lease
+
+    def _decoded_or(self, digest: str, model: str, read: Callable[[], WeightSet]) -> WeightSet:
+        """The set that is kept, or the one that is read and kept from now on."""
+        return self._decoded.find(digest, model) or self._decoded.keep(read(), model)
+
+    def _submit(self, work: Callable[[], T], weights: tuning_pb2.WeightsRef) -> "Future[T]":
         """Queue work for a worker thread. Raises Unavailable (DRAINING) during a drain."""
         if self._is_draining:
             raise Unavailable("this replica is shutting down; another one answers", reason="DRAINING")
-        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        self._loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        loop, number = self._loop, next(self._numbers)
+        if weights.digest:
+            self._paths[weights.digest] = weights.path
 
         def begin() -> T:
-            loop.call_soon_threadsafe(self._count_waiting, -1)
+            loop.call_soon_threadsafe(self._begun, number)
             return context.run(work)  # in the call's trace
 
-        def end(run: "Future[T]") -> None:
-            loop.call_soon_threadsafe(self._count_waiting, -1 if run.cancelled() else 0)
-
-        self._count_waiting(1)
+        self._runs[number] = _Run(weights.digest)
+        self._notify_watchers()
         run = self._workers.submit(begin)
-        run.add_done_callback(end)
+        run.add_done_callback(lambda run: loop.call_soon_threadsafe(self._ended, number))
         return run
 
-    def _count_waiting(self, more: int) -> None:
-        self._waiting += more
+    def _begun(self, number: int) -> None:
+        self._runs[number].began_s = time.monotonic()
         self._notify_watchers()
 
+    def _ended(self, number: int) -> None:
+        run = self._runs.pop(number)
+        if run.is_evicted:  # it may have read them anew since
+            self._forget(run.weights)
+        self._notify_watchers()
+
+    def _forget(self, digest: str) -> None:
+        self._weights.forget(digest)
+        self._decoded.forget(digest)
+
     def _notify_watchers(self) -> None:
+        self._tell_metrics()
         for changed in self._changed:
             changed.set()
+
+    def _tell_metrics(self) -> None:
+        """What pickers of endpoints read (docs/routing.md)."""
+        pool, waiting = self._model.pool, self._num_waiting()
+        metrics.RUNS.labels("waiting").set(waiting)
+        metrics.RUNS.labels("running").set(len(self._runs) - waiting)
+        resident = tunings_of(pool.resident())
+        metrics.tell_adapters(pool.size, resident, self._loading(resident))

@@ -7,7 +7,8 @@ from unitune.errors import FailedPrecondition
 from unitune.object_store import ObjectStore
 from unitune.weights import TunedWeights
 
-# Of embeddings in memory. One of Stable Diffusion is a quarter of a megabyte; null-text has one for each step.
+# Of embeddings and probes in memory. An embedding of Stable Diffusion is a quarter of a megabyte; null-text has one for
+# each step.
 EXTRAS_BYTES = 128 << 20
 
 
@@ -42,6 +43,11 @@ class StoredWeights:
         """The tuning method. Raises what `ObjectStore.get_manifest` raises."""
         return self._store.get_manifest(path, digest).method
 
+    def held(self) -> list[str]:
+        """The digests of the weights of which anything is kept."""
+        with self._lock:
+            return list(self._kept)
+
     def forget(self, digest: str) -> None:
         """Read the file again the next time."""
         with self._lock:
@@ -49,4 +55,4 @@ class StoredWeights:
 
 
 def _extras_bytes(tuned: TunedWeights) -> int:
-    return sum(extra.nbytes for extra in tuned.extras.values())
+    return sum(array.nbytes for array in (tuned.probe_tuned, tuned.probe_base, *tuned.extras.values()))

@@ -19,6 +19,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils import logging as transformers_logging
 
 from tuner_svc.fast_lora import FastLora, read_fast_lora
+from tuner_svc.fp32_copy import fp32_folder
 from tuner_svc.model_folder import (
     PRECONDITIONED,
     SCHEDULER_FILE,
@@ -353,7 +354,8 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
     check_layout(folder)
     schedule, preset, vocabulary = read_schedule(folder), read_preset(folder), read_vocabulary(folder)
     try:
-        parts = _read_parts(folder)
+        with fp32_folder(folder) as readable:
+            parts = _read_parts(readable)
         second = _read_unet(folder, SUPER_RESOLUTION_FOLDER) if (folder / SUPER_RESOLUTION_FOLDER).is_dir() else None
     except Exception as error:  # each library has its own errors for damaged or wrong files
         complaint = (str(error).strip() or type(error).__name__).splitlines()[0]

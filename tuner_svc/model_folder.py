@@ -144,7 +144,7 @@ def model_files(folder: Path) -> list[Path]:
     tokenizers = ("tokenizer", *([SECOND_TOKENIZER] if has_pair else []))
     needed = [Path("scheduler", SCHEDULER_FILE), *([Path(INDEX_FILE)] if has_pair else [])]
     for part in (*text_encoders, "unet", "vae"):
-        needed += [Path(part, "config.json"), *_weight_files(folder, part, weights_of(part))]
+        needed += [Path(part, "config.json"), *weight_files(folder, part, weights_of(part))]
     for tokenizer in tokenizers:
         if not (folder / tokenizer / "tokenizer.json").is_file():  # the older layout
             needed += [Path(tokenizer, "vocab.json"), Path(tokenizer, "merges.txt")]
@@ -256,7 +256,7 @@ def read_fast_lora_settings(folder: Path) -> FastLoraSettings | None:
 def _with_fast_lora(folder: Path, preset: Preset) -> Preset:
     """The preset, whose fast edits have the steps of the folder's fast LoRA, if it has one and the preset has none.
 
-    Raises UnusableBaseModel for one in a base model that is distilled itself.
+    Raises UnusableBaseModel for one in a base model that is distilled itself, or that has fewer steps.
     """
     fast = read_fast_lora_settings(folder)
     if fast is None:
@@ -264,7 +264,13 @@ def _with_fast_lora(folder: Path, preset: Preset) -> Preset:
     if preset.distilled:
         remedy = f"leave {FAST_LORA_FOLDER} out, or give the model that it was distilled from"
         raise UnusableBaseModel(f"{folder} is distilled to few steps itself ({preset.distilled}): {remedy}")
-    return replace(preset, fast_steps=preset.fast_steps or fast.spec.num_inference_steps)
+    fast_steps = fast.spec.num_inference_steps
+    if not preset.fast_steps and fast_steps > preset.num_inference_steps:
+        raise UnusableBaseModel(
+            f"{folder / PRESET_FILE}: num_inference_steps is {preset.num_inference_steps}: its fast LoRA is for "
+            f"{fast_steps} steps, so give at least as many, or set fast_steps"
+        )
+    return replace(preset, fast_steps=preset.fast_steps or fast_steps)
 
 
 def _family_settings(folder: Path) -> dict[str, Any]:
@@ -422,7 +428,7 @@ def weight_names(weights: str, variant: str | None) -> tuple[str, str]:
     return f"{stem}{between}.{ending}", f"{weights}.index{between}.json"
 
 
-def _weight_files(folder: Path, part: str, weights: str) -> list[Path]:
+def weight_files(folder: Path, part: str, weights: str) -> list[Path]:
     """A part's weights: one file, or an index and the shards that it lists. Raises UnusableBaseModel."""
     name, index = weight_names(weights, variant_of(folder, part))
     if (folder / part / name).is_file() or not (folder / part / index).is_file():

@@ -1,10 +1,14 @@
 """What the services measure, for Prometheus: every name, its labels and what it counts.
 
 Operators' dashboards and alerts use these names, so they change as the contract does (`tests/unitune/test_metrics.py`).
-No label has a tenant, a tuning, an edit, a prompt or a path: a label's values are few, and known here.
+No label has a tenant, a tuning, an edit, a prompt or a path: a label's values are few, and known here. Only
+`unitune_adapters_info` has digests of weights, as many as there are engines: pickers of endpoints look for them there.
 
 `serve` opens the port, which is off unless a setting names it: it speaks plain HTTP to whoever reaches it.
 """
+
+import time
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
@@ -46,6 +50,15 @@ OLDEST_WAIT_S = Gauge(
 UPSTREAM_UP = Gauge(
     "unitune_upstream_up", "1 while tuner or sampler answers the gateway, else 0.", ["upstream"], registry=REGISTRY
 )
+SAMPLERS = Gauge(
+    "unitune_samplers",
+    "Samplers by what the gateway knows of them: usable ones get edits, others are left out or away.",
+    ["state"],
+    registry=REGISTRY,
+)
+EDIT_MOVES = Counter(
+    "unitune_edit_moves", "Edits that began again at another sampler, as theirs was lost.", registry=REGISTRY
+)
 TUNING_ENDS = Counter("unitune_tuning_ends", "Tunings that ended, by how.", ["state"], registry=REGISTRY)
 TUNINGS_LOST = Counter(
     "unitune_tunings_lost", "Runs of tunings that did not end, and are queued again.", registry=REGISTRY
@@ -74,6 +87,19 @@ ENGINES = Gauge(
     ["state"],
     registry=REGISTRY,
 )
+RUNS = Gauge("unitune_runs", "Edits and loads that wait for an engine, or have one.", ["state"], registry=REGISTRY)
+ENGINE_USAGE = Gauge(
+    "unitune_engine_usage", "The share of the denoiser's engines that hold a tuning's weights.", registry=REGISTRY
+)
+KEPT_WEIGHTS_BYTES = Gauge(
+    "unitune_kept_weights_bytes", "Decoded weights in memory, for refits that read no file.", registry=REGISTRY
+)
+ADAPTERS = Gauge(
+    "unitune_adapters_info",
+    "Digests of the weights in engines and of those that are waited for; the value is when that was told last.",
+    ["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+    registry=REGISTRY,
+)
 
 # A counter that appears with its first count has not increased, for Prometheus: what is alerted of is told from the
 # start.
@@ -82,6 +108,12 @@ for _reason in (STORE_FULL, STORE_DOWN, STORE_CORRUPT):
 REFUSALS.labels(QUEUE_FULL)
 for _state in ("ready", "failed", "cancelled", "expired"):
     TUNING_ENDS.labels(_state)
+
+
+def tell_adapters(most: int, resident: Sequence[str], coming: Sequence[str]) -> None:
+    """There are so many engines, with these weights in them, and with these that runs wait for."""
+    ADAPTERS.clear()
+    ADAPTERS.labels(str(most), ",".join(resident), ",".join(coming)).set(time.time())
 
 
 def serve(address: str) -> str:

@@ -57,6 +57,7 @@ NAMES = frozenset(
         "UNITUNE_INSECURE",
         "UNITUNE_INTERNAL_ADDRESS",
         "UNITUNE_KEEP_UNUSED_S",
+        "UNITUNE_KEPT_WEIGHTS_GB",
         "UNITUNE_KEY",
         "UNITUNE_KEY_FILE",
         "UNITUNE_LEASE_S",

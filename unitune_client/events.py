@@ -483,12 +483,19 @@ class Queue:
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
-    """A tuner or sampler behind a server, as it last answered."""
+    """A tuner or sampler behind a server, as it last answered.
+
+    A sampler that `is_left_out` has another base model than most, and gets no edits. Only an administrator is told an
+    `address`.
+    """
 
     name: str
     version: str = ""
     is_answering: bool = False
     engine: str = ""
+    address: str = ""
+    base_model: str = ""
+    is_left_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from bench.gpu import stepping, tuning
-from bench.gpu.ceilings import ceilings
 from bench.gpu.engines import FilledGraph
 from bench.gpu.fp16_folder import prepare
 from bench.gpu.model import SHAPES, random_model
 from bench.gpu.onnx_runtime import OrtEngines
+from bench.gpu.peak_rates import peak_rates
 from bench.gpu.record import Found, Report, clocked
 from bench.gpu.trt import TrtEngines
 from sampler_svc.engines.trt_library import TENSORRT, TENSORRT_RTX
@@ -71,7 +71,7 @@ def measurements(
     engines = OrtEngines(filled, scratch / "onnxruntime")
     rtx, trt = (TrtEngines(filled, scratch / each.backend, each) for each in (TENSORRT_RTX, TENSORRT))
     return [
-        ("ceilings", 3, partial(ceilings, model.device, is_small=options.shape == "tiny")),
+        ("peak_rates", 3, partial(peak_rates, model.device, is_small=options.shape == "tiny")),
         ("step.eager", 8, partial(stepping.eager, model)),
         ("step.eager_channels_last", 5, partial(stepping.eager_channels_last, model)),
         ("step.graph", 8, partial(stepping.graph, model)),

@@ -70,7 +70,7 @@ def make_kit(out: Path, piece_bytes: int, graphs: dict[str, Path], wheels: dict[
         if entries:
             archives[name] = packed(out, name, entries, piece_bytes)
     shutil.copy(Path(__file__).with_name("kit_run.py"), out / "run.py")
-    (out / KIT).write_text(json.dumps({"archives": archives, "anchors": anchors()}, indent=1) + "\n")
+    (out / KIT).write_text(json.dumps({"archives": archives, "published": published_figures()}, indent=1) + "\n")
     return out
 
 
@@ -132,9 +132,9 @@ def of_python(*arguments: str) -> None:
         raise SystemExit(ended.returncode)
 
 
-def anchors() -> list[dict[str, str]]:
+def published_figures() -> list[dict[str, str]]:
     """The published figures of README.md: rows of figure, value, on what, source."""
-    section = README.read_text().partition("## Anchors")[2].partition("\n## ")[0]
+    section = README.read_text().partition("## Published figures")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in section.splitlines() if row.startswith("| `")]
     return [{"figure": re.sub("`", "", row[0]), "value": row[1], "where": row[2], "source": row[3]} for row in rows]
 

@@ -31,7 +31,7 @@ KIT = "kit.json"
 # Part: the archives that it needs, how long it may take (seconds), and its command below the tree of UniTune.
 PARTS: dict[str, tuple[tuple[str, ...], float, tuple[str, ...]]] = {
     "tuner": (("base",), 420, ("bench.gpu", "--only", "tuning.eager", "tuning.graph", "tuning.compiled")),
-    "steps": (("base",), 300, ("bench.gpu", "--only", "ceilings", "step")),
+    "steps": (("base",), 300, ("bench.gpu", "--only", "peak_rates", "step")),
     "onnxruntime": (("base", "onnxruntime"), 420, ("bench.gpu", "--only", "onnxruntime")),
     "tensorrt-rtx": (("base", "tensorrt-rtx"), 600, ("bench.gpu", "--only", "tensorrt-rtx")),
     "tests": (
@@ -69,7 +69,7 @@ def main() -> int:
             print(f"{name}: has results; --again measures anew", flush=True)
             continue
         write(result, run_part(name, kit, options, ends))
-        print(table(kit["anchors"], options.out), flush=True)
+        print(table(kit["published"], options.out), flush=True)
     return 0
 
 
@@ -193,11 +193,11 @@ def numbers(version: str) -> list[int]:
     return found
 
 
-def table(anchors: list[dict], results: Path) -> str:
+def table(published: list[dict], results: Path) -> str:
     """All figures so far, each with the published ones that it is to be held against."""
     rows = [("figure", "here", "elsewhere")]
     for key, value in figures(results):
-        told = [f"{each['value']} ({each['where']})" for each in anchors if each["figure"] == key.rpartition(".")[2]]
+        told = [f"{each['value']} ({each['where']})" for each in published if each["figure"] == key.rpartition(".")[2]]
         rows.append((key, value, "; ".join(told)))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return "\n".join(f"{row[0]:{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}".rstrip() for row in rows)

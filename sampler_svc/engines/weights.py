@@ -71,13 +71,12 @@ class FastLoraChanges:
         probe = Probe(BASE_PROBE_SEED, self.answer, self.answer)
         return WeightSet(with_fast_lora(base.id), self._completed(base.tensors), probe)
 
-    def added_to_tuned(self, tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
-        """A tuning's weights with its changes. Raises as `tuned_weights`, and DataLoss (WEIGHTS_CORRUPT) for a tuning
-        without the tuner's answer with both.
+    def added_to_tuned(self, tuned: TunedWeights, plain: WeightSet) -> WeightSet:
+        """A tuning's weights, of which `plain` is the set, with its changes. Raises DataLoss (WEIGHTS_CORRUPT) for a
+        tuning without the tuner's answer with both.
 
         The refit must be told from the tuning alone and from the LoRA alone: the probe's base is the nearer of them.
         """
-        plain = tuned_weights(tuned, base, base_model)
         try:
             expected = tuned.extras[FAST_LORA_TUNED]
         except KeyError as error:

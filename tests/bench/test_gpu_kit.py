@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import kit_run
-from bench.gpu.kit import WHEELS, anchors, make_kit
+from bench.gpu.kit import WHEELS, make_kit, published_figures
 
 THERE = ("torch", "transformers", "onnx")  # what the GPU machine has, with all that these depend on
 # What pytest, grpc and PyTorch import if it is here.
@@ -127,8 +127,8 @@ def test_a_part_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 def test_figures_are_shown_beside_the_published_ones() -> None:
-    """The table takes its anchors from bench/gpu/README.md, each with a figure that is measured, and a source."""
-    found = anchors()
+    """The table has the published figures of bench/gpu/README.md, each one that is measured, with a source."""
+    found = published_figures()
 
     assert {each["figure"] for each in found} == {"step_s", "edit_s"}
     assert all(each["value"] and each["where"] and each["source"] for each in found)

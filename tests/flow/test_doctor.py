@@ -27,7 +27,7 @@ def test_a_running_server_is_told(services: LocalServices) -> None:
 
 
 def test_what_is_wrong_is_a_problem(client: Client) -> None:
-    """A tuner that does not answer is told as one, and a limit that is none is not told."""
+    """Whoever does not answer is told as one, and so is a sampler that gets no edits; a limit that is none is not."""
     info = client.server_info()
     silent = events.Upstream(name="tuner", version="0.0.9")
     queue = events.Queue(tunings_queued=3, oldest_tuning_s=61.2)
@@ -35,5 +35,18 @@ def test_what_is_wrong_is_a_problem(client: Client) -> None:
     told = dict(doctor.server_findings(replace(info, upstreams=(silent,), queue=queue, limits=limits)))
 
     assert isinstance(told["tuner"], doctor.Problem) and "does not answer the gateway (0.0.9)" in told["tuner"]
+    assert "sampler" not in told
+    samplers = (
+        events.Upstream(name="sampler", version="1.0", is_answering=True, engine="cpu", address="10.0.0.7:50053"),
+        events.Upstream(name="sampler", version="1.0", is_answering=True, base_model="f" * 64, is_left_out=True),
+        events.Upstream(name="sampler"),
+    )
+    of = dict(doctor.server_findings(replace(info, upstreams=samplers)))
+    assert of["sampler 1"] == "1.0, cpu, 10.0.0.7:50053"
+    assert (
+        isinstance(of["sampler 2"], doctor.Problem)
+        and "gets no edits: its base model is ffffffffffff" in of["sampler 2"]
+    )
+    assert isinstance(of["sampler 3"], doctor.Problem) and "does not answer the gateway" in of["sampler 3"]
     assert told["queue"] == "0 tunings run, 3 wait (the oldest for 61 s); 0 edits run, 0 wait"
     assert "edits" not in told["limits of a tenant"] and told["limits of a request"] == "none"

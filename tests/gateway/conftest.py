@@ -181,7 +181,7 @@ class World:
 
         async def is_known() -> bool:
             assert self.gateway is not None
-            tuner, sampler = self.gateway._tuners.known, self.gateway._upstreams.known_sampler
+            tuner, sampler = self.gateway._tuners.known, self.gateway._samplers.known
             return (
                 tuner is not None
                 and sampler is not None

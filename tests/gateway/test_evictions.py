@@ -60,7 +60,7 @@ async def test_what_is_to_be_forgotten_outlives_the_gateway(world: World) -> Non
 async def test_weights_that_are_forgotten_already_are_not_waited_for(world: World) -> None:
     """A deletion whose weights the sampler forgot on another's account ends at once, and nothing is left in memory."""
     assert world.gateway is not None
-    started = evictions.Evictions(world.gateway._state, world.gateway._upstreams, retry_s=0.02)
+    started = evictions.Evictions(world.gateway._state, world.gateway._samplers, retry_s=0.02)
     running = asyncio.create_task(started.run())
     await started.note("a" * 64)
     started.start()

@@ -271,3 +271,26 @@ async def test_a_reader_too_far_behind_loses_its_edit(world: World, monkeypatch:
     assert failed.reason == "READER_TOO_SLOW" and "read the stream without pauses" in failed.message
     lost = world.edits.GetEdit(GetEditRequest(name=awake[0].accepted.edit))
     await refused(lost, grpc.StatusCode.DATA_LOSS, "EDIT_NOT_KEPT")
+
+
+async def test_places_come_and_go() -> None:
+    """More of them are taken at once, and one tenant has half of those that there are now; of fewer, who has one keeps
+    it, and no other gets one before there are few enough."""
+    queue, order, go_on = FairQueue(2), list[str](), asyncio.Event()
+    tasks = [asyncio.create_task(take(queue, tenant, order, go_on)) for tenant in "aaaaabbbbb"]
+    await asyncio.sleep(0.01)
+    assert order == ["a", "b"]
+    queue.resize(8)
+    await asyncio.sleep(0.01)
+    assert sorted(order) == ["a"] * 4 + ["b"] * 4
+    queue.resize(2)
+    go_on.set()
+    await asyncio.gather(*tasks)
+    assert len(order) == 10 and queue.num_waiting == 0 and queue.num_taken == 0
+    queue.resize(4)
+    go_on.clear()
+    tasks = [asyncio.create_task(take(queue, "c", order, go_on)) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    assert queue.num_taken == 2
+    go_on.set()
+    await asyncio.gather(*tasks)

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from gateway import upstreams
 from gateway.config import GatewayConfig
+from gateway.sampler_connection import SamplerConnection
 from sampler_svc.config import SamplerConfig
 from tests.certificates import Authority
 from tests.gateway.conftest import World, edit, eventually, picture, refused
@@ -210,6 +210,24 @@ async def test_services_with_certificates_make_an_edit(mutual: World) -> None:
     assert events[-1].HasField("done")
 
 
+async def test_all_samplers_have_one_name(mutual: World, authority: Authority) -> None:
+    """Whatever their addresses, samplers with the sampler's certificate are watched and used."""
+    files = authority.issue(mutual.folder, "another", peers.SAMPLER, peers=authority)
+    another = await serve_sampler(mutual.sampler, **peers.served_by(CertificateReader(files)))
+    mutual.sampler.epoch = ""  # of two processes
+    await mutual.close()
+    mutual.config = replace(mutual.config, sampler=f"{mutual.config.sampler},{another.address}")
+    await mutual.open()
+
+    async def are_watched() -> bool:
+        assert mutual.gateway is not None
+        return [one.is_watched for one in mutual.gateway._samplers._usable()] == [True, True]
+
+    await eventually(are_watched)
+    assert (await edit(mutual, image_data=picture()))[-1].HasField("done")
+    await another.stop()
+
+
 async def test_a_sampler_answers_the_gateway_alone(mutual: World, authority: Authority) -> None:
     """Nobody without a certificate, with one of another authority, or with another service's gets an answer (F41)."""
     foreign = Authority.make(mutual.folder, "foreign")
@@ -241,7 +259,7 @@ async def test_the_gateway_believes_only_the_service_that_it_calls(mutual: World
         files = issuer.issue(mutual.folder, "false", name, peers=authority)
         server = await serve_sampler(mutual.sampler, **peers.served_by(CertificateReader(files)))
         gateway_files = CertificateFiles(mutual.config.peer_cert, mutual.config.peer_key, authority.path)  # type: ignore[arg-type]
-        of = upstreams.Upstreams(server.address, certificates=CertificateReader(gateway_files))
+        of = SamplerConnection(server.address, certificates=CertificateReader(gateway_files))
         with pytest.raises(Unavailable):
             await of.sampler_info()
         await of.close()
@@ -276,7 +294,7 @@ async def test_a_new_certificate_of_the_gateway_cuts_no_edit(mutual: World, auth
 
     await eventually(runs)
     assert mutual.gateway is not None
-    of = mutual.gateway._upstreams
+    (of,) = mutual.gateway._samplers._connections.values()
     before = of._connections
     authority.issue(mutual.folder, peers.GATEWAY, peers=authority)
 

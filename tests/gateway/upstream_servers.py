@@ -5,9 +5,10 @@ update, diverges, crashes or is cancelled between two steps. Weights files, mani
 """
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
@@ -256,6 +257,17 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.answers.set()
         self.refusals = 0  # so many runs are still to be ended as a transport does, before their first event
         self.breaks = False  # ends every run so after its first event
+        self.breaks_after = ""  # ends every run so after its first event of this kind
+        self.engines = 0  # that hold weights; 0 tells of none, and every run is cold
+        self.resident: list[str] = []  # weights in them, the one used last at the end
+        self.warm: list[bool] = []  # of each run with weights, whether an engine held them
+        self.held: list[WeightsRef] = []  # told at the begin of a watch
+        self.epoch = secrets.token_hex(8)
+        self.told: dict[str, Any] = {"edit_s": 0.05, "refit_s": 0.25}  # further fields of its state
+        self.is_told = asyncio.Event()  # cleared: no state is told any more
+        self.is_told.set()
+        self._running = 0
+        self._changed = asyncio.Event()
         self.chosen: dict[str, Any] = {}  # fields of each image, as a gate would set them
         self.checked: list[sampler_pb2.SampleRequest] = []
         self.refusal: UniTuneError | None = None  # of CheckSample
@@ -296,7 +308,52 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
             engine="none at all",
         )
 
+    async def WatchReplica(self, request: Any, context: Any) -> AsyncIterator[sampler_pb2.ReplicaState]:
+        held = self.held
+        while True:
+            changed = self._changed
+            await self.is_told.wait()
+            yield sampler_pb2.ReplicaState(
+                resident=self.resident,
+                engines=max(1, self.engines),
+                epoch=self.epoch,
+                running=self._running,
+                held=held,
+                **self.told,
+            )
+            held = []
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), 1.0)
+
+    def change(self) -> None:
+        """Tell the watchers."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def load(self, weights: str) -> bool:
+        """Have an engine hold the weights; whether one did."""
+        was_warm = weights in self.resident
+        self.resident = [one for one in self.resident if one != weights] + [weights]
+        del self.resident[: -self.engines or len(self.resident)]
+        self.change()
+        return was_warm
+
     async def Sample(self, request: sampler_pb2.SampleRequest, context: Any) -> AsyncIterator[sampler_pb2.SampleEvent]:
+        self._running += 1
+        self.change()
+        try:
+            async with contextlib.aclosing(self._sample(request, context)) as events:
+                async for event in events:
+                    yield event
+                    if event.WhichOneof("event") == self.breaks_after:
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        finally:
+            self._running -= 1
+            self.change()
+
+    async def _sample(
+        self, request: sampler_pb2.SampleRequest, context: Any
+    ) -> AsyncGenerator[sampler_pb2.SampleEvent, None]:
         self.requests.append(request)
         is_done = False
         try:
@@ -310,7 +367,10 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                 except UniTuneError as error:
                     yield sampler_pb2.SampleEvent(failed=to_status(error))
                     return
-            yield sampler_pb2.SampleEvent(loading=EditEvent.Loading(warm=False, refit_s=0.25, probe_ratio=0.01))
+            is_warm = request.HasField("weights") and self.load(request.weights.digest)
+            if request.HasField("weights"):
+                self.warm.append(is_warm)
+            yield sampler_pb2.SampleEvent(loading=EditEvent.Loading(warm=is_warm, refit_s=0.25, probe_ratio=0.01))
             if self.breaks:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             total = int(request.config.num_inference_steps * request.config.strength)
@@ -359,11 +419,14 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
 
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
         self.loaded.append(request.weights.digest)
+        self.load(request.weights.digest)
         return sampler_pb2.LoadResponse()
 
     async def Evict(self, request: sampler_pb2.EvictRequest, context: Any) -> sampler_pb2.EvictResponse:
         await self.answers.wait()
         self.evicted.append(request.digest)
+        self.resident = [one for one in self.resident if one != request.digest]
+        self.change()
         return sampler_pb2.EvictResponse()
 
 

@@ -13,8 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "guarantees.md"
 TEST = re.compile(r"`((?:tests/[\w/]+\.py)?)(?:::(test_\w+))?`")
 
-# What a server of this kind must show, by its number. Those that need more than one machine, or more than one sampler,
-# are not here.
+# What a server of this kind must show, by its number. Those that need more than one machine are not here.
 CHECKS: dict[int, tuple[str, tuple[str, ...]]] = {
     1: (
         "A tuner that is killed loses its tuning to another one: the next attempt, weights written once.",
@@ -54,8 +53,11 @@ CHECKS: dict[int, tuple[str, tuple[str, ...]]] = {
         ("tests/gateway/test_sample_queue.py::test_cancels_end_only_what_they_name",),
     ),
     7: (
-        "An edit whose sampler is killed ends with an error that says when to try again.",
-        ("tests/guarantees/test_processes.py::test_a_killed_sampler_ends_its_edit_and_the_next_one_works",),
+        "An edit whose sampler is killed is made by another one, or ends with an error that says when to try again.",
+        (
+            "tests/guarantees/test_lost_sampler.py::test_the_other_sampler_makes_the_same_pictures",
+            "tests/guarantees/test_processes.py::test_a_killed_sampler_ends_its_edit_and_the_next_one_works",
+        ),
     ),
     8: (
         "What is beyond a limit is refused at once with quota and time, and what was accepted is unharmed.",
@@ -119,6 +121,10 @@ CHECKS: dict[int, tuple[str, tuple[str, ...]]] = {
         "A tenant with many tunings delays another one's by one at most.",
         ("tests/gateway/test_state.py::test_tenants_take_turns",),
     ),
+    19: (
+        "Edits go to the sampler that has their weights, and a dead one's alone move.",
+        ("tests/gateway/test_samplers.py::test_edits_go_where_their_weights_are",),
+    ),
     20: (
         "A deadline that cannot be met is refused at once.",
         (
@@ -160,9 +166,9 @@ CHECKS: dict[int, tuple[str, tuple[str, ...]]] = {
 }
 # Faults that were found by attack. The tests of each name it in their docstrings.
 FAULTS = (*(f"R{number}" for number in range(1, 13)), *(f"r{number}" for number in range(1, 21)))
-# What several gateways, their state and their tuners survive, by the same kind of number. Nobody shows F8, because a
-# state file has one connection, and F22, because no report is a stream.
-OF_FLEETS = tuple(f"F{number}" for number in (*range(1, 8), *range(9, 22), *range(23, 27), *range(30, 35), 43, 45, 47))
+# What several gateways, their state, tuners and samplers survive, by the same kind of number. Nobody shows F8: a state
+# file has one connection; and F22: no report is a stream.
+OF_FLEETS = tuple(f"F{number}" for number in (*range(1, 8), *range(9, 22), *range(23, 35), 43, 45, 47))
 
 
 class Found(NamedTuple):

@@ -1,5 +1,6 @@
 """Refitting in place: each way in which the runtime would keep old weights without a word is found by the build."""
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from sampler_svc.engines.folder import EngineManifest, UnusableEngine
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.model import Model
 from tests.sampler_svc.tunings import Tunings, answers, question
-from unitune.base_model import BaseModelSpec
+from unitune.base_model import BaseModelSpec, file_digest
 from unitune.errors import DataLoss
 from unitune.graph_files import DENOISER
 
@@ -216,6 +217,86 @@ def test_a_refit_copies_only_what_is_not_there_already(
     engine.refit(tunings.weights(2, names=names[2:]))
 
     assert len(copies) == 3
+
+
+class Mapped(Plain):
+    """As of a large model: over a map of the base weights' file."""
+
+    def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
+        super().__init__(folder, spec, threads, layout)
+        self._is_large = True
+
+
+def own_bytes(path: Path) -> int:
+    """Memory of this process's maps of a file that is no longer the file's."""
+    found, is_of_file = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *others = line.split()
+        if not first.endswith(":"):
+            is_of_file = bool(others) and others[-1] == str(path)
+        elif first == "Anonymous:" and is_of_file:
+            found += int(others[0]) << 10
+    return found
+
+
+def test_a_map_of_the_weights_is_refitted_and_the_base_weights_come_back_without_its_pages(
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, expected: References, tunings: Tunings
+) -> None:
+    """A, B, A and the base model answer as over buffers; what a tuning had of its own is given back, but for the pages
+    at the ends of its tensors; the file never changes (M37)."""
+    file = engine_folder / spec.base_weights
+    before, digest = own_bytes(file), file_digest(file)
+    mapped, plain = (open_engine(kind, engine_folder, spec, base) for kind in (Mapped, Plain))
+    check_refits(open_engine(Mapped, engine_folder, spec, base), expected)
+
+    for weights in (base, tunings.weights(1), tunings.weights(2), tunings.weights(1), base):
+        mapped.refit(weights)
+        plain.refit(weights)
+        np.testing.assert_array_equal(answers(mapped), answers(plain))
+        held = own_bytes(file) - before
+        if weights is not base:
+            tuned = [name for name, tensor in weights.tensors.items() if tensor is not base.tensors[name]]
+            assert held >= sum(base.tensors[name].nbytes for name in tuned)
+
+    of_ends = 2 * mmap.PAGESIZE * len(base.tensors)
+    assert held <= of_ends < sum(tensor.nbytes for tensor in base.tensors.values())
+    mapped.refit(expected.other)
+    assert own_bytes(file) - before > of_ends
+    mapped.refit(base)
+    assert own_bytes(file) - before <= of_ends
+    np.testing.assert_array_equal(answers(mapped), answers(plain))
+    assert file_digest(file) == digest
+
+
+def test_a_broken_refit_of_a_map_leaves_no_weights_and_no_old_tensor(
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings
+) -> None:
+    """A tensor that cannot be decoded when it is written stops the refit half way; the next one writes all of it (M37).
+    One that fails its check leaves the engine as it was."""
+    engine, weights = open_engine(Mapped, engine_folder, spec, base), tunings.weights(1)
+    engine.refit(base)
+    before = answers(engine)
+    tensors = {**weights.tensors, max(weights.tensors): np.full_like(weights.tensors[max(weights.tensors)], np.nan)}
+    with pytest.raises(DataLoss, match="not finite"):
+        engine.refit(WeightSet("broken", tensors, weights.probe))
+    assert engine.weights == base.id
+
+    class Breaking(dict[str, np.ndarray]):
+        """Gives each tensor once for its check; then the last one is lost."""
+
+        def __getitem__(self, name: str) -> np.ndarray:
+            if name == max(self) and name in seen:
+                raise MemoryError("in the middle")
+            seen.add(name)
+            return super().__getitem__(name)
+
+    seen: set[str] = set()
+    with pytest.raises(MemoryError):
+        engine.refit(WeightSet("breaking", Breaking(weights.tensors), weights.probe))
+    assert engine.weights is None
+    engine.refit(base)
+
+    np.testing.assert_array_equal(answers(engine), before)
 
 
 @pytest.mark.parametrize(("kind", "refusal"), [("writeable", ValueError), ("nan", DataLoss), ("missing", DataLoss)])

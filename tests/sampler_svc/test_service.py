@@ -20,14 +20,14 @@ from sampler_svc.service import SamplerService
 from tests.configs import sampling_config
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.tunings import Tunings
-from unitune import images, serving
+from unitune import images, metrics, serving
 from unitune.base_model import Preset
 from unitune.choices import DEFAULT_RESAMPLES
 from unitune.errors import DataLoss, from_rpc_error, from_status
 from unitune.object_store import ObjectStore
 from unitune.options import SAMPLING, Flat
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
-from unitune.weights import WEIGHTS_FILE
+from unitune.weights import WEIGHTS_FILE, TunedWeights
 
 Event = sampler_pb2.SampleEvent
 Heartbeat = edit_pb2.EditEvent.Heartbeat
@@ -505,6 +505,90 @@ async def _first(states, is_right) -> sampler_pb2.ReplicaState:
 async def _count(states, count: int) -> None:
     for _ in range(count):
         await anext(states)
+
+
+async def test_a_replica_tells_what_routing_needs(sampler, service: SamplerService, stored) -> None:
+    """Its process, the weights that are coming, how long an edit and a refit took, and at the begin of a watch all that
+    it holds; and it says so at most ten times a second."""
+    weights = stored(1)
+    watch = sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())
+    states = aiter(watch)
+    first = await anext(states)
+    assert first.epoch and (first.running, first.edit_s, first.refit_s, len(first.held)) == (0, 0, 0, 0)
+
+    running = asyncio.create_task(events(sampler, request(weights, num_inference_steps=60)))
+    coming = await asyncio.wait_for(_first(states, lambda state: state.running), 30)
+    assert list(coming.loading) in ([weights.digest], []) and coming.epoch == first.epoch
+    assert kinds(await running)[-1] == "done"
+    done = await asyncio.wait_for(_first(states, lambda state: state.edit_s and not state.running), 30)
+    assert list(done.resident) == [weights.digest] and not done.loading and done.refit_s > 0 == done.kept_refit_s
+    assert not done.held
+    watch.cancel()
+
+    async def change() -> None:
+        while True:
+            service._notify_watchers()
+            await asyncio.sleep(0.001)
+
+    changing, again = asyncio.create_task(change()), sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())
+    assert [(held.digest, held.path) for held in (await again.read()).held] == [(weights.digest, weights.path)]
+    began_s = time.monotonic()
+    for _ in range(7):
+        await again.read()
+    assert time.monotonic() > began_s + 0.5
+    again.cancel()
+    changing.cancel()
+
+
+async def test_pickers_of_endpoints_find_their_metrics(sampler, stored) -> None:
+    """Who waits and runs, the share of engines with weights, and which these are by their digests (docs/routing.md)."""
+    one, two = stored(1), stored(2)
+
+    def adapters() -> dict[str, str]:
+        (sample,) = [sample for family in metrics.ADAPTERS.collect() for sample in family.samples]
+        assert abs(sample.value - time.time()) < 60
+        return sample.labels
+
+    await events(sampler, request(one))
+    assert adapters() == {"max_lora": "1", "running_lora_adapters": one.digest, "waiting_lora_adapters": ""}
+    assert metrics.ENGINE_USAGE.collect()[0].samples[0].value == 1
+    first = sampler.Sample(request(one, num_inference_steps=400))
+    assert (await first.read()).HasField("loading")
+    second = sampler.Sample(request(two))
+    await _eventually(lambda: adapters()["waiting_lora_adapters"] == two.digest)
+    assert metrics.RUNS.labels("running")._value.get() == metrics.RUNS.labels("waiting")._value.get() == 1
+    first.cancel()
+    assert [event async for event in second][-1].HasField("done")
+    await _eventually(lambda: metrics.RUNS.labels("running")._value.get() == 0)
+    assert adapters() == {"max_lora": "1", "running_lora_adapters": two.digest, "waiting_lora_adapters": ""}
+
+
+async def _eventually(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
+async def test_weights_that_a_run_reads_while_they_are_evicted_are_forgotten(
+    sampler, service: SamplerService, stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that just reads them ends well, and nothing of them is left after it."""
+    weights, reads, goes_on = stored(1), threading.Event(), threading.Event()
+    read = service._weights.read
+
+    def slow(path: str, digest: str) -> TunedWeights:
+        tuned = read(path, digest)
+        reads.set()
+        goes_on.wait(30)
+        return tuned
+
+    monkeypatch.setattr(service._weights, "read", slow)
+    running = asyncio.create_task(events(sampler, request(weights)))
+    await asyncio.to_thread(reads.wait, 30)
+    await sampler.Evict(sampler_pb2.EvictRequest(digest=weights.digest))
+    goes_on.set()
+    assert kinds(await running)[-1] == "done"
+    await _eventually(lambda: not service._held())
 
 
 async def test_a_draining_replica_says_so_and_takes_no_more(sampler, service: SamplerService) -> None:

@@ -88,7 +88,8 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], told: str, folder:
 
 
 def test_a_lora_that_cannot_be_added_is_refused(folder: Path, tmp_path: Path) -> None:
-    """One that changes a text encoder, one of another model, and one beside a model that is distilled itself."""
+    """One that changes a text encoder, one of another model, one beside a model that is distilled itself or has fewer
+    steps."""
     other = Path(shutil.copytree(folder, tmp_path / "tiny"))
     file, tensors = other / "fast_lora" / "lora.safetensors", lora_tensors(folder)
     save_file({**tensors, "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}, file)
@@ -99,6 +100,9 @@ def test_a_lora_that_cannot_be_added_is_refused(folder: Path, tmp_path: Path) ->
         load(other)
     (other / "unitune_preset.json").write_text('{"distilled": "turbo"}')
     with pytest.raises(UnusableBaseModel, match=r"distilled to few steps itself .turbo.: leave fast_lora out"):
+        read_preset(other)
+    (other / "unitune_preset.json").write_text('{"num_inference_steps": 3}')
+    with pytest.raises(UnusableBaseModel, match=r"num_inference_steps is 3: its fast LoRA is for 4 steps"):
         read_preset(other)
     (other / "fast_lora" / "config.json").unlink()
     with pytest.raises(UnusableBaseModel, match=r"lacks fast_lora/config\.json"):

@@ -125,6 +125,34 @@ def test_a_variant_is_taken_where_there_are_no_plain_weights(folder: Path, tiny_
     assert before != digest(folder) == digest(tiny_model)
 
 
+@pytest.mark.parametrize("has_room", [True, False])
+def test_large_weights_in_fp16_are_mapped_in_fp32(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    """They have the values that the file holds, and take no memory of this process: they lie in a file that has lost
+    its name. Without room on the disk they stay in memory, with the same values."""
+    for part in WEIGHTS:
+        halves = {name: tensor.half() for name, tensor in load_file(folder / part / WEIGHTS[part]).items()}
+        save_file(halves, folder / part / WEIGHTS[part], {"format": "pt"})
+    in_memory = load(folder)
+    monkeypatch.setattr("tuner_svc.fp32_copy.is_large", lambda size_bytes: True)
+    if not has_room:
+        monkeypatch.setattr("tuner_svc.fp32_copy.ROOM", 1 << 40)
+
+    loaded = load(folder)
+
+    for part in ("denoiser", "text_encoder", "image_decoder"):
+        wanted, found = (getattr(model, part).state_dict() for model in (in_memory, loaded))
+        assert wanted.keys() == found.keys()
+        assert [] == [name for name, tensor in found.items() if not torch.equal(tensor, wanted[name])]
+    assert all(tensor.dtype == torch.float32 for tensor in loaded.tensors().values())
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "unitune-fp32-" in line]
+    spans = [range(*(int(end, 16) for end in line[0].split("-"))) for line in maps]
+    assert all(line[-1] == "(deleted)" for line in maps)
+    is_mapped = [any(one.data_ptr() in span for span in spans) for one in loaded.tensors().values()]
+    assert all(is_mapped) if has_room else not any(is_mapped)
+
+
 def test_a_shard_outside_of_its_folder_is_refused(folder: Path) -> None:
     """A shard's name leads nowhere else (M7)."""
     weights = folder / "unet" / WEIGHTS["unet"]

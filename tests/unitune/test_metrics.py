@@ -30,6 +30,8 @@ FROZEN = {
     "unitune_edits": ("gauge", ("state",)),
     "unitune_oldest_wait_seconds": ("gauge", ("queue",)),
     "unitune_upstream_up": ("gauge", ("upstream",)),
+    "unitune_samplers": ("gauge", ("state",)),
+    "unitune_edit_moves": ("counter", ()),
     "unitune_tuning_ends": ("counter", ("state",)),
     "unitune_tunings_lost": ("counter", ()),
     "unitune_edit_ends": ("counter", ("state",)),
@@ -39,6 +41,11 @@ FROZEN = {
     "unitune_refit_seconds": ("histogram", ()),
     "unitune_probe_failures": ("counter", ()),
     "unitune_engines": ("gauge", ("state",)),
+    "unitune_runs": ("gauge", ("state",)),
+    "unitune_engine_usage": ("gauge", ()),
+    "unitune_kept_weights_bytes": ("gauge", ()),
+    # As pickers of endpoints want them: digests of weights, which name nobody.
+    "unitune_adapters_info": ("gauge", ("max_lora", "running_lora_adapters", "waiting_lora_adapters")),
 }
 
 

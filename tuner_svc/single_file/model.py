@@ -130,7 +130,7 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "model"
-        _write_configs(folder, family, prediction, source)
+        write_configs(folder, family, prediction, source)
         if distilled is not None:
             _write(folder / PRESET_FILE, {"distilled": distilled.kind, "num_inference_steps": distilled.steps})
         if source.fast_lora is not None and fast is not None:
@@ -144,7 +144,7 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
             say("measuring what it predicts")
             prediction = _measured(folder, prediction, untold)
             family = _sized(family, prediction, source)
-            _write_configs(folder, family, prediction, source)
+            write_configs(folder, family, prediction, source)
             say(f"it predicts {prediction.kind} ({prediction.source})")
         _write(folder / SOURCE_FILE, _told(source, family, prediction, unet.is_averaged, distilled))
         check_layout(folder)
@@ -268,7 +268,8 @@ def _made(found: Mapping[str, Tensor], changes: Mapping[str, list[Factors]]) -> 
     return {name: maker(name) for name in found}
 
 
-def _write_configs(folder: Path, family: Family, prediction: PredictionType, source: Source) -> None:
+def write_configs(folder: Path, family: Family, prediction: PredictionType, source: Source) -> None:
+    """Write all of a base model's folder but its weights."""
     _write(folder / INDEX_FILE, _index(family, source))
     scheduler = {**family.scheduler, "prediction_type": prediction.kind}
     if prediction.has_zero_snr:

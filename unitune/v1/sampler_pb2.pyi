@@ -120,13 +120,31 @@ class WatchReplicaRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ReplicaState(_message.Message):
-    __slots__ = ("resident", "engines", "waiting", "draining")
+    __slots__ = ("resident", "engines", "waiting", "draining", "epoch", "running", "loading", "kept", "queued_s", "edit_s", "refit_s", "kept_refit_s", "held")
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_S_FIELD_NUMBER: _ClassVar[int]
+    EDIT_S_FIELD_NUMBER: _ClassVar[int]
+    REFIT_S_FIELD_NUMBER: _ClassVar[int]
+    KEPT_REFIT_S_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     resident: _containers.RepeatedScalarFieldContainer[str]
     engines: int
     waiting: int
     draining: bool
-    def __init__(self, resident: _Optional[_Iterable[str]] = ..., engines: _Optional[int] = ..., waiting: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+    epoch: str
+    running: int
+    loading: _containers.RepeatedScalarFieldContainer[str]
+    kept: _containers.RepeatedScalarFieldContainer[str]
+    queued_s: float
+    edit_s: float
+    refit_s: float
+    kept_refit_s: float
+    held: _containers.RepeatedCompositeFieldContainer[_tuning_pb2.WeightsRef]
+    def __init__(self, resident: _Optional[_Iterable[str]] = ..., engines: _Optional[int] = ..., waiting: _Optional[int] = ..., draining: _Optional[bool] = ..., epoch: _Optional[str] = ..., running: _Optional[int] = ..., loading: _Optional[_Iterable[str]] = ..., kept: _Optional[_Iterable[str]] = ..., queued_s: _Optional[float] = ..., edit_s: _Optional[float] = ..., refit_s: _Optional[float] = ..., kept_refit_s: _Optional[float] = ..., held: _Optional[_Iterable[_Union[_tuning_pb2.WeightsRef, _Mapping]]] = ...) -> None: ...

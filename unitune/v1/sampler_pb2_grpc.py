@@ -132,7 +132,8 @@ class SamplerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchReplica(self, request, context):
-        """WatchReplica streams what this replica holds and how busy it is, on every change and once a second.
+        """WatchReplica streams what this replica holds and how busy it is: on every change, but at most ten times a second, and
+        once a second.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

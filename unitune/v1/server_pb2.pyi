@@ -60,16 +60,22 @@ class Queue(_message.Message):
     def __init__(self, tunings_queued: _Optional[int] = ..., tunings_running: _Optional[int] = ..., edits_waiting: _Optional[int] = ..., edits_running: _Optional[int] = ..., oldest_tuning_s: _Optional[float] = ..., oldest_edit_s: _Optional[float] = ...) -> None: ...
 
 class Upstream(_message.Message):
-    __slots__ = ("name", "version", "is_answering", "engine")
+    __slots__ = ("name", "version", "is_answering", "engine", "address", "base_model", "is_left_out")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IS_ANSWERING_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    IS_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     is_answering: bool
     engine: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_answering: _Optional[bool] = ..., engine: _Optional[str] = ...) -> None: ...
+    address: str
+    base_model: str
+    is_left_out: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_answering: _Optional[bool] = ..., engine: _Optional[str] = ..., address: _Optional[str] = ..., base_model: _Optional[str] = ..., is_left_out: _Optional[bool] = ...) -> None: ...
 
 class BaseModel(_message.Message):
     __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_clip_filter", "has_clipseg", "has_content_filter", "super_resolution_width", "super_resolution_height", "fast_steps", "has_known_pictures", "size_step", "fast_lora", "fast_lora_defaults")

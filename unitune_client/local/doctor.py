@@ -204,9 +204,21 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     yield "limits", f"{pictures}, {limits.prompt_characters} characters a prompt, {limits.seeds} seeds"
     yield "limits of a tenant", limits_of_a_tenant(limits)
     yield "limits of a request", limits_of_a_request(limits)
+    samplers = [upstream.name for upstream in info.upstreams].count("sampler")
+    number = 0
     for upstream in info.upstreams:
-        told = ", ".join(filter(None, [upstream.version or "version unknown", upstream.engine]))
-        yield upstream.name, told if upstream.is_answering else Problem(f"does not answer the gateway ({told})")
+        told = ", ".join(filter(None, [upstream.version or "version unknown", upstream.engine, upstream.address]))
+        name = upstream.name
+        if name == "sampler" and samplers > 1:
+            number += 1
+            name = f"sampler {number}"
+        if not upstream.is_answering:
+            yield name, Problem(f"does not answer the gateway ({told})")
+        elif upstream.is_left_out:
+            why = f"its base model is {upstream.base_model[:12]}, another than that of the other samplers"
+            yield name, Problem(f"gets no edits: {why}; build its engine from theirs ({told})")
+        else:
+            yield name, told
     yield "queue", queue_in_words(info.queue)
 
 

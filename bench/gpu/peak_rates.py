@@ -5,7 +5,7 @@ import torch
 from bench.gpu.record import Found, timed
 
 
-def ceilings(device: torch.device, *, is_small: bool) -> Found:
+def peak_rates(device: torch.device, *, is_small: bool) -> Found:
     """TFLOP/s of a square matrix product of random values, and GB/s, read and written, of a copy in device memory."""
     side, copied_bytes = (256, 1 << 24) if is_small else (8192, 1 << 32)
     found: Found = {"matmul_side": side, "copied_bytes": copied_bytes}

@@ -1,0 +1,92 @@
+"""A base model's folder whose large weights are all in fp32: where they are not, in a copy.
+
+The libraries read fp32 weights where the file is mapped, and all others into memory. The copy lies in the system's
+folder for temporary files and loses its name once it is mapped: its space is free again when the program ends.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tuner_svc.model_folder import SECOND_TEXT_ENCODER, WEIGHTS, weight_files, weights_of
+from tuner_svc.tensor_file import NAMES, read_header, read_tensors
+from unitune import telemetry, tensor_file
+from unitune.base_model import is_large
+from unitune.tensor_file import Kind
+
+logger = logging.getLogger(__name__)
+
+ROOM = 3  # times its size that a copy needs on the disk: an export writes the weights twice more, for a while
+
+
+@contextmanager
+def fp32_folder(folder: Path) -> Iterator[Path]:
+    """The folder, or one like it until the `with` block ends. Where the disk has no room, the folder as it is.
+
+    Raises UnusableBaseModel for weights that are no safetensors file.
+    """
+    shards = {part: _shards(folder, part) for part in (*WEIGHTS, SECOND_TEXT_ENCODER) if (folder / part).is_dir()}
+    halves = {part: found for part, found in shards.items() if _is_to_be_copied(found)}
+    size_bytes = sum(_fp32_bytes(path) for found in halves.values() for path in found)
+    if not halves:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="unitune-fp32-") as scratch:
+        if shutil.disk_usage(scratch).free < ROOM * size_bytes:
+            telemetry.event(logger, "weights in fp32 stay in memory: the disk has no room", bytes=size_bytes)
+            yield folder
+            return
+        copy = Path(scratch)
+        for path in folder.iterdir():
+            if path.name not in halves:
+                (copy / path.name).symlink_to(path.resolve())
+        for part, found in halves.items():
+            (copy / part).mkdir()
+            for path in (folder / part).glob("*.json"):
+                if ".index." not in path.name:  # of shards
+                    shutil.copyfile(path, copy / part / path.name)
+            _write_fp32(copy / part / weights_of(part), found)
+        yield copy
+
+
+def _shards(folder: Path, part: str) -> list[Path]:
+    found = [folder / path for path in weight_files(folder, part, weights_of(part))]
+    return [path for path in found if path.suffix == ".safetensors" and path.is_file()]
+
+
+def _is_to_be_copied(shards: list[Path]) -> bool:
+    if not is_large(sum(path.stat().st_size for path in shards)):
+        return False
+    return any(dtype in ("F16", "BF16") for path in shards for dtype in read_header(path).dtypes.values())
+
+
+def _fp32_bytes(path: Path) -> int:
+    return sum(like.nbytes for like in _in_fp32(read_tensors(read_header(path))).values())
+
+
+def _in_fp32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Shapes and dtypes of what is written."""
+    return {
+        name: torch.empty(
+            one.shape, dtype=torch.float32 if one.is_floating_point() else one.dtype, device=torch.device("meta")
+        )
+        for name, one in tensors.items()
+    }
+
+
+def _write_fp32(path: Path, shards: list[Path]) -> None:
+    """One file of all shards, tensor by tensor."""
+    tensors = {name: one for shard in shards for name, one in read_tensors(read_header(shard)).items()}
+    likes = _in_fp32(tensors)
+    kinds = {name: Kind(NAMES[like.dtype], tuple(like.shape), like.nbytes) for name, like in likes.items()}
+
+    def data(name: str) -> memoryview:
+        return tensors[name].to(likes[name].dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+    tensor_file.write_file(path, kinds, data, {"format": "pt"})
