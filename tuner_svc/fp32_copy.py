@@ -39,7 +39,7 @@ def fp32_folder(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="unitune-fp32-") as scratch:
         if shutil.disk_usage(scratch).free < ROOM * size_bytes:
-            telemetry.event(logger, "weights in fp32 stay in memory: the disk has no room", bytes=size_bytes)
+            telemetry.event(logger, "weights in fp32 stay in memory: the disk has no room", size_bytes=size_bytes)
             yield folder
             return
         copy = Path(scratch)
