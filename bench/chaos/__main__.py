@@ -145,7 +145,9 @@ def told(
     options: argparse.Namespace, ledger: Ledger, tunings: dict[str, int], crashes: int, error_lines: dict[str, int]
 ) -> str:
     """The report."""
-    command = ["python", "-m", "bench.chaos", "--seconds", f"{options.seconds:g}", "--seed", str(options.seed)]
+    command = ["python", "-m", "bench.chaos"]
+    for name in ("seconds", "seed", "gateways", "tuners", "samplers", "fault_every"):
+        command += [f"--{name.replace('_', '-')}", f"{getattr(options, name):.12g}"]
     lines = [shlex.join(command), f"It ran for {ledger.now_s:.0f} s.", "", "faults, times, seconds:"]
     seconds = Counter[str]()
     for fault in ledger.faults:
