@@ -27,7 +27,8 @@ ROOM = 3  # times its size that a copy needs on the disk: an export writes the w
 
 @contextmanager
 def fp32_folder(folder: Path) -> Iterator[Path]:
-    """The folder, or one like it until the `with` block ends. Where the disk has no room, the folder as it is.
+    """The folder, or one like it until the `with` block ends. Where the disk has no room, or is none, the folder as it
+    is.
 
     Raises UnusableBaseModel for weights that are no safetensors file.
     """
@@ -38,21 +39,43 @@ def fp32_folder(folder: Path) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="unitune-fp32-") as scratch:
-        if shutil.disk_usage(scratch).free < ROOM * size_bytes:
-            telemetry.event(logger, "weights in fp32 stay in memory: the disk has no room", size_bytes=size_bytes)
-            yield folder
-            return
         copy = Path(scratch)
-        for path in folder.iterdir():
-            if path.name not in halves:
-                (copy / path.name).symlink_to(path.resolve())
-        for part, found in halves.items():
-            (copy / part).mkdir()
-            for path in (folder / part).glob("*.json"):
-                if ".index." not in path.name:  # of shards
-                    shutil.copyfile(path, copy / part / path.name)
-            _write_fp32(copy / part / weights_of(part), found)
+        try:
+            if is_in_memory(copy):
+                raise OSError("the folder for temporary files is in memory")
+            if shutil.disk_usage(copy).free < ROOM * size_bytes:
+                raise OSError("the disk has no room")
+            _write_copy(copy, folder, halves)
+        except OSError as error:
+            for part in halves:
+                shutil.rmtree(copy / part, ignore_errors=True)
+            what = "weights in fp32 stay in memory"
+            telemetry.event(logger, what, level=logging.WARNING, detail=str(error), size_bytes=size_bytes)
+            copy = folder
         yield copy
+
+
+def is_in_memory(folder: Path) -> bool:
+    """Whether files in a folder take memory in place of a disk's room."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:  # not Linux
+        return False
+    kinds = {Path(mount[1]): mount[2] for mount in mounts}
+    where = next((at for at in (folder.resolve(), *folder.resolve().parents) if at in kinds), None)
+    return where is not None and kinds[where] in ("tmpfs", "ramfs")
+
+
+def _write_copy(copy: Path, folder: Path, halves: dict[str, list[Path]]) -> None:
+    for path in folder.iterdir():
+        if path.name not in halves:
+            (copy / path.name).symlink_to(path.resolve())
+    for part, found in halves.items():
+        (copy / part).mkdir()
+        for path in (folder / part).glob("*.json"):
+            if ".index." not in path.name:  # of shards
+                shutil.copyfile(path, copy / part / path.name)
+        _write_fp32(copy / part / weights_of(part), found)
 
 
 def _shards(folder: Path, part: str) -> list[Path]:

@@ -1,16 +1,20 @@
 """What a base model's folder must hold, and what is read from it."""
 
+import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tuner_svc.base_model import load
+from tuner_svc.fp32_copy import is_in_memory
 from tuner_svc.model_folder import (
     WEIGHTS,
     UnusableBaseModel,
@@ -20,6 +24,7 @@ from tuner_svc.model_folder import (
     read_schedule,
     read_vocabulary,
 )
+from unitune import tensor_file
 from unitune.base_model import Preset
 
 
@@ -125,10 +130,8 @@ def test_a_variant_is_taken_where_there_are_no_plain_weights(folder: Path, tiny_
     assert before != digest(folder) == digest(tiny_model)
 
 
-@pytest.mark.parametrize("has_room", [True, False])
-def test_large_weights_in_fp16_are_mapped_in_fp32(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
-) -> None:
+@pytest.mark.parametrize("disk", ["has room", "has none", "fills up", "is memory"])
+def test_large_weights_in_fp16_are_mapped_in_fp32(folder: Path, monkeypatch: pytest.MonkeyPatch, disk: str) -> None:
     """They have the values that the file holds, and take no memory of this process: they lie in a file that has lost
     its name. Without room on the disk they stay in memory, with the same values."""
     for part in WEIGHTS:
@@ -136,8 +139,20 @@ def test_large_weights_in_fp16_are_mapped_in_fp32(
         save_file(halves, folder / part / WEIGHTS[part], {"format": "pt"})
     in_memory = load(folder)
     monkeypatch.setattr("tuner_svc.fp32_copy.is_large", lambda size_bytes: True)
-    if not has_room:
+    if disk == "has none":
         monkeypatch.setattr("tuner_svc.fp32_copy.ROOM", 1 << 40)
+    if disk == "is memory":
+        assert is_in_memory(Path("/dev/shm")) and not is_in_memory(Path("/proc"))
+        monkeypatch.setattr("tuner_svc.fp32_copy.is_in_memory", lambda copy: True)
+    if disk == "fills up":
+        write_file, written = tensor_file.write_file, []
+
+        def filling_up(*arguments: Any) -> None:
+            written.append(write_file(*arguments))
+            if len(written) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("tuner_svc.fp32_copy.tensor_file.write_file", filling_up)
 
     loaded = load(folder)
 
@@ -150,7 +165,7 @@ def test_large_weights_in_fp16_are_mapped_in_fp32(
     spans = [range(*(int(end, 16) for end in line[0].split("-"))) for line in maps]
     assert all(line[-1] == "(deleted)" for line in maps)
     is_mapped = [any(one.data_ptr() in span for span in spans) for one in loaded.tensors().values()]
-    assert all(is_mapped) if has_room else not any(is_mapped)
+    assert all(is_mapped) if disk == "has room" else not any(is_mapped)
 
 
 def test_a_shard_outside_of_its_folder_is_refused(folder: Path) -> None:
