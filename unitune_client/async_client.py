@@ -340,7 +340,8 @@ class AsyncClient:
 
         For a picture, the server finds its tuning or makes it first. The last event is EditDone. Closing the
         iterator early cancels the edit, but not a tuning that it began. An edit that is lost is asked for again within
-        `timeout_s`: one Retrying says so, a second EditAccepted has its new name, and no picture or step comes twice.
+        `timeout_s`: one Retrying says so, a second EditAccepted has its new name (the same if it was done
+        meanwhile), and no picture or step comes twice.
         Raises the edit's own error if it fails, Cancelled if it is cancelled, InvalidField, NotFound, and
         FailedPrecondition for a tuning that is not READY.
         """
