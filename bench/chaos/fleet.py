@@ -77,6 +77,7 @@ class Fleet:
         """Start a service that has ended again, at its address, with these settings changed."""
         service = self.services[name]
         service.settings.update(settings)
+        service.address = ""  # its settings have it, by the service's own name
         service.restart()
 
     def objects(self) -> list[str]:
