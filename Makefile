@@ -29,7 +29,7 @@ BASE_MODEL :=
 PIECE_MIB := 60
 GPU_PYTHON := 3.12
 
-.PHONY: demo test quick test-gpu gpu-kit check protos bench editbench soak chaos fuzz train build clean help
+.PHONY: demo test quick test-gpu gpu-kit check check-k8s protos bench editbench soak chaos fuzz train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
@@ -66,6 +66,9 @@ check: $(DEV_READY) ## lint, types, who imports whom, protos; seconds once mypy'
 	@$(BIN)/python -m protos.settings_page --check
 	@$(BIN)/python -m protos.edge_contract --check
 	@$(BIN)/python -m protos.openapi --check
+
+check-k8s: $(DEV_READY) ## k8s/: every overlay rendered, strict schemas, policies; seconds, without a cluster (make test does it, too)
+	@$(BIN)/python -m pytest -q -m "not slow" tests/k8s
 
 protos: $(DEV_READY) ## generate unitune/v1, docs/options.md, docs/openapi.json and what Envoy reads from protos/, docs/settings.md from the configurations
 	@$(BIN)/python -m protos.generate
@@ -106,7 +109,7 @@ clean: ## remove .venv and every cache; keeps out/ and work/
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # pip's output goes into a log, which is shown when it fails. Nothing is compiled in advance: a quarter of the modules is
 # ever imported, and Python compiles those when they first are.

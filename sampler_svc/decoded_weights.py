@@ -50,9 +50,9 @@ class DecodedWeights:
         return kept
 
     def digests(self) -> list[str]:
-        """The tunings of which any set is kept."""
+        """The tunings of which any set is kept, the one used last at the end."""
         with self._lock:
-            return sorted({digest for digest, _ in self._kept})
+            return list(dict.fromkeys(digest for digest, _ in reversed(self._kept)))[::-1]
 
     def forget(self, digest: str) -> None:
         """Keep nothing of a tuning."""

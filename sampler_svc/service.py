@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 REPLICA_STATE_S = 1.0  # longest time between two states of WatchReplica
 LEAST_STATE_S = 0.1  # shortest
+KEPT_TOLD = 100  # tunings in each of them, of those whose decoded weights are kept
 SUPER_RESOLUTION = "super_resolution"  # whose weights are decoded beside the denoiser's
 
 STAGES = ("refit", "encode", "denoise", "decode", "super_resolution")  # of Timings, that metrics tell
@@ -212,7 +213,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             epoch=self._epoch,
             running=len(began_s),
             loading=self._loading(resident),
-            kept=self._decoded.digests(),
+            kept=self._decoded.digests()[-KEPT_TOLD:],
             queued_s=times.queued_s(pool.size, began_s, waiting),
             edit_s=times.edit_s,
             refit_s=times.refit_s,

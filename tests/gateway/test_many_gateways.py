@@ -180,12 +180,14 @@ async def begun(world: World) -> tuple[grpc.aio.Call, str]:
     """An edit that waits at the sampler, and its name."""
     world.sampler.go_on.clear()
     world.sampler.stopped.clear()
+    before = len(world.sampler.requests)
     call = world.edits.Edit(EditRequest(prompt="a dog", image_data=picture()), timeout=60)
     name = ""
     async for event in call:
         name = event.accepted.edit or name
         if event.tuning.HasField("ready"):
             break
+    await eventually(lambda: _true(len(world.sampler.requests) > before))
     return call, name
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -67,11 +68,18 @@ class Fleet:
         return next(one for one, count in zip(self.samplers, before, strict=True) if len(one.requests) > count)
 
     async def told(self) -> None:
-        """Return once the gateway knows what has just happened."""
+        """Return once the gateways know what has just happened."""
         await asyncio.sleep(sampler_connection.STATE_LAG_S)
+        since_s = time.monotonic()
         for sampler in self.samplers:
             sampler.change()
-        await asyncio.sleep(0.05)
+
+        async def are_told() -> bool:
+            gateways = [world.gateway for world in (self.world, *self.others) if world.gateway is not None]
+            connections = [one for gateway in gateways for one in gateway._samplers._named() if one.is_watched]
+            return all(one._state_s > since_s for one in connections)
+
+        await eventually(are_told)
 
 
 @pytest.fixture
@@ -221,6 +229,14 @@ async def test_a_sampler_that_tells_nothing_any_more_gets_nothing(
 ) -> None:
     """One that stands still is passed over before any edit has waited for it, and used when it goes on."""
     monkeypatch.setattr(sampler_connection, "STALE_S", 1.5)
+
+    async def tell() -> None:
+        while True:
+            for sampler in fleet.samplers:
+                sampler.change()
+            await asyncio.sleep(0.1)
+
+    telling = asyncio.create_task(tell())  # often enough for a busy machine
     still = await fleet.first()
     still.is_told.clear()
     still.change()
@@ -231,6 +247,7 @@ async def test_a_sampler_that_tells_nothing_any_more_gets_nothing(
     still.is_told.set()
     await fleet.ready(4)
     assert await fleet.first() is still
+    telling.cancel()
 
 
 # Which of them gets an edit
@@ -306,11 +323,11 @@ async def test_turns_are_for_each_sampler(fleet: Fleet) -> None:
         sampler.go_on.clear()
     calls = [begin(fleet.world.edits, "noisy") for _ in range(3 * STREAMS * 4)]
     most = 4 * STREAMS // 2
-    await eventually(lambda: _true(sum(fleet.requests()) == most))
+    await eventually(lambda: _true(sum(fleet.requests()) == most), 30)
     await asyncio.sleep(0.1)
     assert sum(fleet.requests()) == most and max(fleet.requests()) <= 2 * most / 4 + 1
     other = begin(fleet.world.edits, "polite")
-    await eventually(lambda: _true(sum(fleet.requests()) == most + 1))
+    await eventually(lambda: _true(sum(fleet.requests()) == most + 1), 30)
     for sampler in fleet.samplers:
         sampler.go_on.set()
     assert (await rest(other))[-1].HasField("done")
@@ -437,7 +454,7 @@ async def test_checks_are_asked_of_those_that_answer(fleet: Fleet) -> None:
     """With all but one sampler gone, plans are made at once by the one that is there."""
     for server in fleet.servers[1:]:
         await server.stop()
-    async with asyncio.timeout(2.5):  # less than one deadline of a sampler that is gone
+    async with asyncio.timeout(10):  # each question to one that is gone would take its deadline of 3 s
         for _ in range(4):
             events = await edit(fleet.world, image_data=picture(), config=SDEDIT, validate_only=True)
             assert events[-1].HasField("done")

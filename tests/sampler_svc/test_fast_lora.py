@@ -116,7 +116,7 @@ def test_an_edit_is_that_of_diffusers_with_the_merged_weights(
 
     found = {}
     for name, weights in (
-        ("both", lora.added_to_tuned(tuned, model.base, model.spec.digest)),
+        ("both", lora.added_to_tuned(tuned, tuned_weights(tuned, model.base, model.spec.digest))),
         ("tuning", tuned_weights(tuned, model.base, model.spec.digest)),
         ("lora", lora.added_to(model.base)),
     ):
@@ -134,7 +134,7 @@ def test_refits_there_and_back_leave_nothing_behind(
     """With the LoRA, without it and with it again gives the same answers; so does the base model after it."""
     plain, both = (
         tuned_weights(tuned, model.base, model.spec.digest),
-        lora.added_to_tuned(tuned, model.base, model.spec.digest),
+        lora.added_to_tuned(tuned, tuned_weights(tuned, model.base, model.spec.digest)),
     )
     question, answers = engine.spec.question(3), []
 
@@ -151,13 +151,13 @@ def test_a_sum_that_lacks_a_part_is_refused(
     lost: str, model: Model, engine: OrtEngine, lora: FastLoraChanges, tuned: TunedWeights
 ) -> None:
     """The probe tells the sum from the tuning alone, the LoRA alone, the base model, and another weight of the LoRA."""
-    both = lora.added_to_tuned(tuned, model.base, model.spec.digest)
+    both = lora.added_to_tuned(tuned, tuned_weights(tuned, model.base, model.spec.digest))
     halved = replace(lora, stored={n: one / 2 if n.endswith("#up") else one for n, one in lora.stored.items()})
     wrong: WeightSet = {
         "tuning": lora.added_to(model.base),
         "lora": tuned_weights(tuned, model.base, model.spec.digest),
         "everything": model.base,
-        "weight": halved.added_to_tuned(tuned, model.base, model.spec.digest),
+        "weight": halved.added_to_tuned(tuned, tuned_weights(tuned, model.base, model.spec.digest)),
     }[lost]
 
     with pytest.raises(DataLoss, match="probe's ratio"):
@@ -170,7 +170,7 @@ def test_a_sum_that_lacks_a_part_is_refused(
 def test_a_tuning_without_that_proof_is_refused(model: Model, lora: FastLoraChanges, tuned: TunedWeights) -> None:
     """Weights whose tuner did not answer with the LoRA are not sampled with it."""
     with pytest.raises(DataLoss, match="no probe with the fast LoRA"):
-        lora.added_to_tuned(replace(tuned, extras={}), model.base, model.spec.digest)
+        lora.added_to_tuned(replace(tuned, extras={}), tuned_weights(tuned, model.base, model.spec.digest))
     assert FAST_LORA_TUNED in tuned.extras
 
 
