@@ -33,7 +33,7 @@ BASE_MODEL :=
 PIECE_MIB := 60
 GPU_PYTHON := 3.12
 
-.PHONY: demo test test-all quick test-gpu gpu-kit check check-k8s protos bench editbench soak fuzz train build clean help
+.PHONY: demo test test-all quick test-gpu gpu-kit check check-k8s protos bench editbench soak chaos fuzz train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
@@ -92,6 +92,9 @@ editbench: $(DEV_READY) ## edit quality against ground truth; QUICK=1 for 24 cas
 
 soak: $(DEV_READY) ## clients and faults for SECONDS=900, then whether everything holds; a report in out/soak
 	@$(BIN)/python -m bench.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+chaos: $(DEV_READY) ## a fleet of services under tenants and faults for SECONDS=900, then whether everything holds
+	@$(BIN)/python -m bench.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(DEV_READY) ## REQUESTS=10000 that nobody should send, at every port, and what is answered
 	@$(BIN)/python -m bench.fuzz --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))

@@ -18,6 +18,7 @@ from gateway.evictions import Evictions
 from gateway.fair_queue import FairQueue
 from gateway.gauges import Gauges
 from gateway.images import Images
+from gateway.joined_edits import JoinedEdits
 from gateway.jwks import Jwks
 from gateway.key_service import KeyService
 from gateway.known_services import KnownServices
@@ -112,7 +113,9 @@ class Gateway:
         queue = FairQueue(config.sample_streams)
         self._samplers.on_count = lambda count: queue.resize(config.sample_streams * max(1, count))
         edits = Edits(
-            planner, tunings, self._samplers, self._results, queue, self._usage, heartbeat_s=config.heartbeat_s
+            *(planner, tunings, self._samplers, self._results, queue, self._usage),
+            heartbeat_s=config.heartbeat_s,
+            joined=JoinedEdits(state, self._results, heartbeat_s=config.heartbeat_s),
         )
         self._comparisons = Comparisons(
             planner, edits, tunings, images, self._samplers, self._results, heartbeat_s=config.heartbeat_s

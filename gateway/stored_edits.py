@@ -7,7 +7,7 @@ edits/{tenant}/{edit}/{name}.png  a picture or mask as a file, once somebody ask
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
 from gateway import validation
 from gateway.names import Name, parse
@@ -100,7 +100,7 @@ class StoredEdits:
         if not urls:
             size = await self._store.answer(self._store.size_bytes, path)
             validation.check_answer(size, "the pictures of this edit are too large for one answer; its stream had them")
-        numbers = sorted(int(part) for one in times if (part := one.rpartition("/")[2]).isdecimal())
+        numbers = _numbers(times)
         try:
             edit = Edit.FromString(await self._store.answer(self._store.get, f"{path}/{EDIT}"))
             assembly = Assembly()
@@ -130,6 +130,19 @@ class StoredEdits:
                 await self._store.answer(self._store.put, place, file)
                 setattr(image, f"{field}_url", url)
             image.ClearField(field)
+
+    async def find(self, name: str) -> Edit | None:
+        """An edit that is done, without its pictures; None if the store has none."""
+        try:
+            return Edit.FromString(await self._store.answer(self._store.get, f"{_path(name)}/{EDIT}"))
+        except FileNotFoundError:
+            return None
+
+    async def events(self, name: str) -> AsyncGenerator[EditEvent, None]:
+        """The events that bring its pictures, in order. Raises DataLoss (EDIT_NOT_KEPT) for one that is gone."""
+        path = _path(name)
+        for number in _numbers(await self._store.answer(self._store.times, path)):
+            yield await _load(self._store, f"{path}/{number}")
 
     async def discard(self, name: str) -> None:
         """Delete what the store has of an edit."""
@@ -169,6 +182,11 @@ def not_kept(failure: UniTuneError) -> DataLoss:
         reason="EDIT_NOT_KEPT",
         metadata={"because": failure.reason},
     )
+
+
+def _numbers(paths: Iterable[str]) -> list[int]:
+    """The numbers of an edit's events that are stored, in order."""
+    return sorted(int(part) for one in paths if (part := one.rpartition("/")[2]).isdecimal())
 
 
 async def _load(store: ObjectStore, path: str) -> EditEvent:

@@ -359,7 +359,8 @@ class AsyncClient:
 
         For a picture, the server finds its tuning or makes it first. The last event is EditDone. Closing the
         iterator early cancels the edit, but not a tuning that it began. An edit that is lost is asked for again within
-        `timeout_s`: one Retrying says so, a second EditAccepted has its new name, and no picture or step comes twice.
+        `timeout_s`: one Retrying says so, a second EditAccepted has its new name (the same if it was done
+        meanwhile), and no picture or step comes twice.
         Raises the edit's own error if it fails, Cancelled if it is cancelled, InvalidField, NotFound, and
         FailedPrecondition for a tuning that is not READY.
         """
@@ -398,6 +399,8 @@ class AsyncClient:
             request.mask_image = (await self._upload_file(data, "mask")).name
             request.ClearField("mask")
         request.validate_only = validate_only
+        if not validate_only:
+            request.request_id = str(uuid.uuid4())  # of all attempts, which so are one edit
         await self._set_target(request, image_or_tuning)
         told = ToldEdit()
         async with aclosing(

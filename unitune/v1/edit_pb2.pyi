@@ -17,7 +17,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EditRequest(_message.Message):
-    __slots__ = ("parent", "tuning", "image", "image_data", "tuning_config", "prompt", "config", "seeds", "preview_every", "mask", "mask_image", "omit_metadata", "validate_only")
+    __slots__ = ("parent", "tuning", "image", "image_data", "tuning_config", "prompt", "config", "seeds", "preview_every", "mask", "mask_image", "omit_metadata", "validate_only", "request_id")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     TUNING_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class EditRequest(_message.Message):
     MASK_IMAGE_FIELD_NUMBER: _ClassVar[int]
     OMIT_METADATA_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     parent: str
     tuning: str
     image: str
@@ -44,7 +45,8 @@ class EditRequest(_message.Message):
     mask_image: str
     omit_metadata: bool
     validate_only: bool
-    def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    request_id: str
+    def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
     __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask", "repeats", "inverted", "eta", "guidance_interval", "automatic", "clip_filter", "prompt_to_prompt", "super_resolution", "fast", "timestep_spacing", "guidance_rescale", "second_pass", "tcd_gamma", "fast_lora")
