@@ -11,7 +11,7 @@ from typing import Self
 
 import psycopg
 
-from bench.soak.services import free_ports
+from bench.soak.services import free_addresses
 from tests.postgres_server import PostgresServer
 from unitune_client import Client
 from unitune_client.local import programs
@@ -55,10 +55,10 @@ class Fleet:
         for old in logs.glob("*.log"):
             old.unlink()
         self._base_model, self._engine = base_model, engine
-        ports = (f"127.0.0.1:{port}" for port in free_ports(2 * size.gateways + size.samplers))
-        self.addresses = [next(ports) for _ in range(size.gateways)]
-        self._internal = [next(ports) for _ in range(size.gateways)]
-        self._samplers = list(ports)
+        addresses = iter(free_addresses(2 * size.gateways + size.samplers))
+        self.addresses = [next(addresses) for _ in range(size.gateways)]
+        self._internal = [next(addresses) for _ in range(size.gateways)]
+        self._samplers = list(addresses)
         self._tuners = size.tuners
         self._common = {**WITHOUT_CREDENTIALS, "UNITUNE_STORE": str(self.store), **(settings or {})}
         self._running: dict[str, Service] = {}
