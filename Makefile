@@ -7,6 +7,10 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
+# Bytecode is kept, whatever the environment says: dozens of programs are started, and each would compile all that it
+# imports anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.dev-ready
@@ -29,16 +33,19 @@ BASE_MODEL :=
 PIECE_MIB := 60
 GPU_PYTHON := 3.12
 
-.PHONY: demo test quick test-gpu gpu-kit check protos bench editbench soak fuzz train build clean help
+.PHONY: demo test test-all quick test-gpu gpu-kit check check-k8s protos bench editbench soak chaos fuzz train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
 
-test: check $(NODE_READY) ## check, then everything that runs on a CPU
+test: check $(NODE_READY) ## check, then the tests that run on a CPU, without the exhaustive ones
+	@$(PYTEST) -m "not gpu and not exhaustive"
+
+test-all: check $(NODE_READY) ## check, then all tests that run on a CPU: also every combination, true sizes, a soak
 	@$(PYTEST) -m "not gpu"
 
 quick: $(DEV_READY) ## the tests that need no export, no engine and no running services: a minute
-	@$(PYTEST) -q -m "not gpu and not slow" $(QUICK)
+	@$(PYTEST) -q -m "not gpu and not slow and not exhaustive" $(QUICK)
 
 test-gpu: $(DEV_READY) ## engines and tuner on an NVIDIA GPU, with numbers in out/gpu; says why it skips where there is none
 	@if command -v nvidia-smi > /dev/null; then \
@@ -67,6 +74,9 @@ check: $(DEV_READY) ## lint, types, who imports whom, protos; seconds once mypy'
 	@$(BIN)/python -m protos.edge_contract --check
 	@$(BIN)/python -m protos.openapi --check
 
+check-k8s: $(DEV_READY) ## k8s/: every overlay rendered, strict schemas, policies; seconds, without a cluster (make test does it, too)
+	@$(BIN)/python -m pytest -q -m "not slow" tests/k8s
+
 protos: $(DEV_READY) ## generate unitune/v1, docs/options.md, docs/openapi.json and what Envoy reads from protos/, docs/settings.md from the configurations
 	@$(BIN)/python -m protos.generate
 	@$(BIN)/python -m protos.options_page
@@ -82,6 +92,9 @@ editbench: $(DEV_READY) ## edit quality against ground truth; QUICK=1 for 24 cas
 
 soak: $(DEV_READY) ## clients and faults for SECONDS=900, then whether everything holds; a report in out/soak
 	@$(BIN)/python -m bench.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+chaos: $(DEV_READY) ## a fleet of services under tenants and faults for SECONDS=900, then whether everything holds
+	@$(BIN)/python -m bench.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(DEV_READY) ## REQUESTS=10000 that nobody should send, at every port, and what is answered
 	@$(BIN)/python -m bench.fuzz --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
@@ -103,7 +116,7 @@ clean: ## remove .venv and every cache; keeps out/ and work/
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # pip's output goes into a log, which is shown when it fails. Nothing is compiled in advance: a quarter of the modules is
 # ever imported, and Python compiles those when they first are.

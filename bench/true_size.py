@@ -31,6 +31,10 @@ from unitune_client import Client
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
 
+# What imports all that the programs use.
+PROCESSES = {"tuner": "tuner_svc.process", "sampler": "sampler_svc.__main__"}
+EXPORT, BUILD = "tuner_svc.export.base_model", "sampler_svc.build.__main__"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -121,8 +125,8 @@ def export_and_build(scratch: Path, shape: str, dtype: str) -> Built:
     say(f"writing a model of shape {shape} in {dtype}")
     model = save_random_model(scratch / "model" / shape, shape, dtype)
     libraries = {
-        **memory_with(("tuner_svc.__main__", "tuner_svc.export.__main__")),
-        **memory_with(("sampler_svc.__main__", "sampler_svc.build.__main__")),
+        **memory_with((PROCESSES["tuner"], EXPORT)),
+        **memory_with((PROCESSES["sampler"], BUILD)),
     }
     say("export")
     export = measure(
@@ -133,8 +137,8 @@ def export_and_build(scratch: Path, shape: str, dtype: str) -> Built:
     spec = BaseModelSpec.load(Path(export.output))
     weights = sum(tensor.size_bytes for tensor in spec.tensors.values())
     stages = [
-        Stage.measured("export", export.seconds, export.peak, libraries["tuner_svc.export.__main__"], weights),
-        Stage.measured("build", build.seconds, build.peak, libraries["sampler_svc.build.__main__"], weights),
+        Stage.measured("export", export.seconds, export.peak, libraries[EXPORT], weights),
+        Stage.measured("build", build.seconds, build.peak, libraries[BUILD], weights),
     ]
     return Built(home, model, Path(export.output), Path(build.output), stages, libraries)
 
@@ -144,7 +148,7 @@ def edit(
 ) -> list[Stage]:
     """Stages of the services: their start, then the edit, in tuner and sampler. `on_event` gets the edit's events."""
     spec, weights = built.spec, built.weights_bytes
-    bare = {name: built.libraries[f"{name}_svc.__main__"] for name in ("tuner", "sampler")}
+    bare = {name: built.libraries[module] for name, module in PROCESSES.items()}
     began = time.monotonic()
     stages = []
     with ExitStack() as stack:

@@ -4,7 +4,8 @@
 
 Computed from the published shapes at each family's own size, with batch 4, on tensors without memory: nothing is
 measured but what autograd would keep. It is what a tuner on a CPU expects (tuner_svc/arrangement.py), and the copies of
-the tensors that change.
+the tensors that change. After its updates `lora` has dense tensors for the weights file, too, whose size is in its last
+line.
 """
 
 from types import SimpleNamespace
@@ -44,7 +45,7 @@ def lines(family: Family, mode: str) -> list[str]:
 
     def loss(timesteps: Tensor, noise: Tensor) -> Tensor:
         context_of_all = context.expand(len(noise), -1, -1)
-        return denoiser.predicted(noise, timesteps, context_of_all, chosen.weights()).square().mean()
+        return denoiser.predicted(noise, timesteps, context_of_all, chosen.replacements()).square().mean()
 
     # All that an update reads of a base model for its footprint.
     model: Any = SimpleNamespace(
@@ -56,10 +57,10 @@ def lines(family: Family, mode: str) -> list[str]:
     copies = sum(parameter.nbytes for parameter in chosen.parameters())
     weights = sum(tensor.nbytes for tensor in unet.parameters())
     needs = {one: (copies + footprint.need(BATCH, one)) / GB for one in arrangements(BATCH)}
-    return [
-        f"{family.name:20} weights {weights / GB:5.2f} GB  {mode:8}  {need:5.1f} GB  {one.words(BATCH)}"
-        for one, need in needs.items()
-    ]
+    start = f"{family.name:20} weights {weights / GB:5.2f} GB  {mode:8}"
+    found = [f"{start}  {need:5.1f} GB  {one.words(BATCH)}" for one, need in needs.items()]
+    dense = sum(tensor.nbytes for tensor in chosen.weights().values())
+    return [*found, *([f"{start}  {dense / GB:5.1f} GB  dense tensors after the updates"] if mode == "lora" else [])]
 
 
 if __name__ == "__main__":

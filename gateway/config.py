@@ -52,6 +52,11 @@ class GatewayConfig(ServiceSettings):
         "UNITUNE_STATE_LISTEN",
         "the URL of the same database without a pooler between, where UNITUNE_STATE is that of a pooler",
     )
+    store_signed_endpoint: str = setting(
+        "",
+        "UNITUNE_STORE_SIGNED_ENDPOINT",
+        "http(s)://HOST of the bucket in URLs for callers, where they reach it at another address than the gateway",
+    )
     connection_age_s: float = setting(
         600.0,
         "UNITUNE_CONNECTION_AGE_S",
@@ -180,6 +185,12 @@ class GatewayConfig(ServiceSettings):
             raise ValueError("UNITUNE_STATE_LISTEN is no URL of a PostgreSQL database: give postgresql://...")
         if self.state_listen and not str(self.state).startswith(SERVER_SCHEMES):
             raise ValueError("UNITUNE_STATE_LISTEN is set: leave it out, because UNITUNE_STATE is a file")
+        if self.store_signed_endpoint and not self.store_signed_endpoint.startswith(("http://", "https://")):
+            raise ValueError(
+                f"UNITUNE_STORE_SIGNED_ENDPOINT is {self.store_signed_endpoint!r}: it must be http(s)://HOST"
+            )
+        if self.store_signed_endpoint and "://" not in self.store:
+            raise ValueError("UNITUNE_STORE_SIGNED_ENDPOINT is set: leave it out, because UNITUNE_STORE is a folder")
         try:
             sampler_addresses.named(self.sampler)
         except ValueError as error:

@@ -12,11 +12,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from gateway.edit_plan import EditPlan, Planner, rare_tokens_before
-from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
+from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit, new_edit
 from gateway.fair_queue import FairQueue
+from gateway.joined_edits import JoinedEdits, request_of
 from gateway.metadata import Metadata
 from gateway.relay import Relay
 from gateway.samplers import Samplers
+from gateway.tuning_records import CreateRequest
 from gateway.tunings import Tunings
 from gateway.turn_times import TurnTimes
 from gateway.upstreams import unanswered
@@ -53,7 +55,9 @@ class Edits:
         usage: UsageCounts,
         *,
         heartbeat_s: float,
+        joined: JoinedEdits,
     ) -> None:
+        self._joined = joined
         self._planner = planner
         self._tunings = tunings
         self._samplers = samplers
@@ -69,15 +73,19 @@ class Edits:
         Raises what the request is refused with, before the first event.
         """
         began = time.monotonic()
+        asked = request_of(request)
         plan = await self._planner.plan(request)
         if request.validate_only:
-            for number, event in enumerate(_validated(plan, time.monotonic() - began), start=1):
-                event.sequence = number
-                event.create_time.GetCurrentTime()
+            async for event in _numbered(_validated(plan, time.monotonic() - began)):
                 yield event
             return
         self._refuse_unreachable(plan, None if timeout_s is None else began + timeout_s - time.monotonic())
-        opened = self._results.begin(plan.tenant)
+        opened = self._results.begin(new_edit(plan.tenant))
+        if asked is not None and (earlier := await self._claimed(plan.tenant, asked, opened)) != opened.edit.name:
+            async with aclosing(self._joined.events(earlier, _accepted(plan, earlier))) as events:
+                async for event in _numbered(events):
+                    yield event
+            return
         # Pictures wait in the store, so an edit goes on while its reader does not read: no turn at the sampler waits
         # for a reader, and a slow one costs no memory.
         opened.relay = Relay(
@@ -105,6 +113,20 @@ class Edits:
             yield opened.numbered(EditEvent(failed=opened.edit.error))
         finally:
             opened.cancelled()  # unless it ended before its reader went away
+
+    async def _claimed(self, tenant: str, asked: CreateRequest, opened: OpenEdit) -> str:
+        """The edit that a request has: an earlier one, or the one that was opened for it."""
+        try:
+            has = await self._joined.claim(tenant, asked, opened)
+        except asyncio.CancelledError:
+            opened.cancelled()
+            raise
+        except BaseException:
+            self._results.drop(opened)
+            raise
+        if has != opened.edit.name:
+            self._results.drop(opened)
+        return has
 
     def _refuse_unreachable(self, plan: EditPlan, left_s: float | None) -> None:
         """Raise ResourceExhausted (DEADLINE_UNREACHABLE) for an edit whose turn cannot come and end in time.
@@ -196,7 +218,8 @@ class Edits:
                 await self._tunings.with_weights(tuning.name)
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
             request = _sample_request(plan, tuning, opened)
-            async with self._usage.turn(plan.tenant), aclosing(self._samplers.sample(request, left_s)) as samples:
+            turn = self._usage.turn(plan.tenant, opened.request_id)
+            async with turn, aclosing(self._samplers.sample(request, left_s)) as samples:
                 async for sample in samples:
                     if sample.HasField("done"):
                         sample.done.queue_s += waited_s
@@ -225,9 +248,21 @@ class StepThrottle:
         return True
 
 
-def _validated(plan: EditPlan, total_s: float) -> tuple[EditEvent, EditEvent]:
+async def _numbered(events: AsyncGenerator[EditEvent, None]) -> AsyncGenerator[EditEvent, None]:
+    """Events that no OpenEdit numbers."""
+    number = 0
+    async for event in events:
+        if not event.HasField("heartbeat"):
+            number += 1
+            event.sequence = number
+        event.create_time.GetCurrentTime()
+        yield event
+
+
+async def _validated(plan: EditPlan, total_s: float) -> AsyncGenerator[EditEvent, None]:
     """The events of a request with validate_only."""
-    return _accepted(plan, ""), EditEvent(done=EditEvent.Done(timings=Timings(total_s=total_s)))
+    yield _accepted(plan, "")
+    yield EditEvent(done=EditEvent.Done(timings=Timings(total_s=total_s)))
 
 
 def _accepted(plan: EditPlan, edit: str) -> EditEvent:

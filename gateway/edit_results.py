@@ -7,7 +7,8 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
 
 from google.rpc.status_pb2 import Status
 
@@ -21,8 +22,15 @@ from unitune.v1.edit_pb2 import Edit, EditEvent, Timings
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 MAX_EDITS = 1000  # ended ones
 MAX_BYTES = 1 << 30  # of the pictures of ended ones, in the store
+
+
+def new_edit(tenant: str) -> str:
+    """The name of a new edit of a tenant."""
+    return str(Name(tenant, "edits", new_id("e")))
 
 
 class CancelledByOwner(Cancelled):
@@ -35,10 +43,12 @@ class CancelledByOwner(Cancelled):
 class OpenEdit:
     """One edit, from its acceptance on."""
 
-    def __init__(self, tenant: str, stored: StoredEdits, on_end: "Callable[[OpenEdit], None]") -> None:
-        self.edit = Edit(name=str(Name(tenant, "edits", new_id("e"))), state=Edit.STATE_RUNNING)
+    def __init__(self, name: str, stored: StoredEdits, on_end: "Callable[[OpenEdit], None]") -> None:
+        self.edit = Edit(name=name, state=Edit.STATE_RUNNING)
         self.pictures = stored.pictures(self.edit.name)
         self.relay: Relay[EditEvent] | None = None
+        self.request_id = ""  # of its caller
+        self.is_entered = False  # other gateways know of it
         self.waits = False  # for its tuning, or for its turn at the sampler
         self.end_s: float | None = None  # on the monotonic clock
         self.size_bytes = 0  # as it was counted at its end
@@ -92,16 +102,26 @@ class EditResults:
         self._timer: asyncio.TimerHandle | None = None
         self.size_bytes = 0  # of those that ended
 
-    def begin(self, tenant: str) -> OpenEdit:
-        """A new edit of a tenant."""
-        opened = OpenEdit(tenant, self._stored, self._end)
+    def begin(self, name: str) -> OpenEdit:
+        """A new edit, whose name `new_edit` made."""
+        opened = OpenEdit(name, self._stored, self._end)
         self._edits[opened.edit.name] = opened
         return opened
 
     async def enter(self, opened: OpenEdit) -> None:
         """Have other gateways know of an edit that begins."""
-        if self._shared is not None:
+        if self._shared is not None and not opened.is_entered:
             await self._shared.begin(opened.edit)
+
+    async def enter_by(self, opened: OpenEdit, entering: Awaitable[T]) -> T:
+        """The same by a transaction that does more, whose answer this is."""
+        return await (entering if self._shared is None else self._shared.note(opened.edit, entering))
+
+    def drop(self, opened: OpenEdit) -> None:
+        """Forget an edit that did not begin."""
+        del self._edits[opened.edit.name]
+        if self._shared is not None:
+            self._shared.drop(opened.edit)
 
     def is_known(self, name: str) -> bool:
         """Whether an edit runs here, or ended not long ago."""
@@ -115,8 +135,8 @@ class EditResults:
         except KeyError:
             raise missing(asked) from None
 
-    async def read(self, name: str) -> Edit:
-        """An edit with its pictures, also one that an earlier process has done.
+    async def read(self, name: str, *, urls: bool = False) -> Edit:
+        """An edit with its pictures, or with URLs of them, also one that an earlier process has done.
 
         Raises NotFound (EDIT_NOT_FOUND), and as `StoredEdits.read` does.
         """
@@ -126,7 +146,7 @@ class EditResults:
             return opened.edit
         if opened is not None and opened.pictures.failure is not None:
             raise not_kept(opened.pictures.failure)
-        edit = await self._stored.read(name)
+        edit = await self._stored.read(name, urls=urls)
         if edit is None and opened is None and self._shared is not None:
             edit = await self._shared.find(name)
             if edit is not None and edit.state == Edit.STATE_DONE:  # and its pictures are gone
@@ -134,6 +154,21 @@ class EditResults:
         if edit is None:
             raise missing(asked)
         return edit
+
+    async def look(self, name: str) -> Edit | None:
+        """An edit of any gateway without its pictures; None if it is not known, or is done and has them no more."""
+        opened = self._edits.get(name)
+        if opened is not None and opened.edit.state != Edit.STATE_DONE:
+            return opened.edit
+        if opened is None and self._shared is not None:
+            edit = await self._shared.find(name)
+            if edit is not None and edit.state != Edit.STATE_DONE:
+                return edit
+        return await self._stored.find(name)
+
+    def pictures(self, name: str) -> AsyncGenerator[EditEvent, None]:
+        """The events that bring the pictures of an edit that is done, from the store."""
+        return self._stored.events(name)
 
     async def finish(self, opened: OpenEdit, timings: Timings) -> None:
         """Store what is known of an edit that is done, for GetEdit."""

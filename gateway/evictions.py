@@ -36,8 +36,8 @@ class Evictions:
 
     async def note(self, digest: str) -> None:
         """Remember in the state that these weights must be forgotten."""
-        self._done.setdefault(digest, asyncio.Event())
         await self._state.add_eviction(digest)
+        self._done.setdefault(digest, asyncio.Event())
 
     def start(self) -> None:
         """Have the noted weights forgotten, without waiting."""
@@ -72,16 +72,23 @@ class Evictions:
 
     async def _evict_all(self) -> bool:
         """True if nothing is left to be forgotten."""
-        for digest in await self._state.evictions():
+        noted = set(self._done)
+        left = await self._state.evictions()
+        for digest in noted.difference(left):  # another gateway has had them forgotten
+            self._forgotten(digest)
+        for digest in left:
             try:
                 await self._samplers.evict(digest)
             except UniTuneError:
                 return False
             await self._state.remove_eviction(digest)
-            done = self._done.pop(digest, None)
-            if done is not None:
-                done.set()
+            self._forgotten(digest)
         return True
+
+    def _forgotten(self, digest: str) -> None:
+        done = self._done.pop(digest, None)
+        if done is not None:
+            done.set()
 
     async def forget_dead(self, sampler: SamplerConnection, held: Sequence[WeightsRef]) -> None:
         """Make one sampler forget what it holds of tunings that are no more. It may have been away when they ended."""

@@ -18,6 +18,7 @@ from gateway.evictions import Evictions
 from gateway.fair_queue import FairQueue
 from gateway.gauges import Gauges
 from gateway.images import Images
+from gateway.joined_edits import JoinedEdits
 from gateway.jwks import Jwks
 from gateway.key_service import KeyService
 from gateway.known_services import KnownServices
@@ -26,6 +27,7 @@ from gateway.retention import Retention
 from gateway.samplers import Samplers
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.shared_edits import SharedEdits
+from gateway.signed_uploads import SignedUploads
 from gateway.state import State
 from gateway.stored_bytes import StoredBytes
 from gateway.stored_edits import StoredEdits
@@ -102,22 +104,25 @@ class Gateway:
         stored_edits = StoredEdits(store)
         self._shared_edits = SharedEdits(state) if state.is_shared else None
         self._results = EditResults(stored_edits, self._shared_edits)
+        signed = SignedUploads(store, images, storage)
         self.retention = Retention(
-            state, images, store, stored_edits, keep_s=config.keep_unused_s, is_known=self._results.is_known
+            state, images, store, stored_edits, signed, keep_s=config.keep_unused_s, is_known=self._results.is_known
         )
         planner = Planner(tunings, images, self._samplers, config.is_filtered, most_steps=config.edit_steps)
         # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
         self._samplers.on_count = lambda count: queue.resize(config.sample_streams * max(1, count))
         edits = Edits(
-            planner, tunings, self._samplers, self._results, queue, self._usage, heartbeat_s=config.heartbeat_s
+            *(planner, tunings, self._samplers, self._results, queue, self._usage),
+            heartbeat_s=config.heartbeat_s,
+            joined=JoinedEdits(state, self._results, heartbeat_s=config.heartbeat_s),
         )
         self._comparisons = Comparisons(
             planner, edits, tunings, images, self._samplers, self._results, heartbeat_s=config.heartbeat_s
         )
         calls, admission = OpenCalls(), Admission(config)
         self._tuning_service = TuningService(tunings, self._results, calls, admission, config.heartbeat_s)
-        self._image_service = ImageService(images, Uploads(), self.retention, calls, admission)
+        self._image_service = ImageService(images, Uploads(), signed, self.retention, calls, admission)
         self._edit_service = EditService(edits, self._comparisons, self._results, calls, admission)
         self._usage_service = UsageService(state, self._usage, storage, admission)
         gauges = Gauges(state, queue)
@@ -144,7 +149,7 @@ class Gateway:
 
         Raises OSError when one of them cannot be used.
         """
-        store = ObjectStore(config.store)
+        store = ObjectStore(config.store, config.store_signed_endpoint)
         with suppress(UniTuneError):  # a bucket that does not answer now is not checked
             await store.answer(store.check_create_only)
         state = await State.open(config.state, config.state_listen)

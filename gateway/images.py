@@ -182,11 +182,11 @@ class Images:
 
 async def receive(
     requests: AsyncIterator[UploadImageRequest], upload: Upload, admit: Callable[[str], None]
-) -> tuple[str, bytes]:
-    """An upload's tenant and bytes. They are in memory only. `admit` takes the tenant in, or raises.
+) -> tuple[str, UploadImageRequest.Header]:
+    """An upload's tenant and header; its bytes are in `upload`, in memory only. `admit` takes the tenant in, or raises.
 
-    Raises InvalidField for a message out of place, InvalidArgument for UPLOAD_TOO_LARGE and DIGEST_MISMATCH, and
-    ResourceExhausted as `Upload.add` does.
+    With the name of a signed upload none come. Raises InvalidField for a message out of place, InvalidArgument for
+    UPLOAD_TOO_LARGE and DIGEST_MISMATCH, and ResourceExhausted as `Upload.add` does.
     """
     tenant, header = DEFAULT_TENANT, None
     digest = hashlib.sha256()
@@ -195,7 +195,7 @@ async def receive(
             if header is not None:
                 raise InvalidField("header", "a second one", "send it once, before the chunks")
             header = request.header
-            tenant = parse_parent(header.parent) or DEFAULT_TENANT
+            tenant = _tenant_of(header)
             admit(tenant)
             _check_header(header)
             if not request.HasField("file"):
@@ -203,18 +203,37 @@ async def receive(
         if header is None:
             raise InvalidField("header", "missing", "the first message of an upload is its header")
         piece = _piece(request)
+        if header.upload and piece:
+            raise InvalidField("header.upload", header.upload, "send no bytes beside it: it has the file")
         if upload.size_bytes + len(piece) > MAX_BYTES:
-            raise _too_large(f"more than {MAX_BYTES} bytes")
+            raise too_large(f"more than {MAX_BYTES} bytes")
         upload.add(piece)
         digest.update(piece)
     if header is None:
         raise InvalidField("header", "missing", "the first message of an upload is its header")
-    if header.size_bytes and header.size_bytes != upload.size_bytes:
-        raise InvalidField("header.size_bytes", header.size_bytes, f"but {upload.size_bytes} bytes came")
-    if header.sha256 and header.sha256.lower() != digest.hexdigest():
+    if not header.upload:
+        check_announced(header, upload.size_bytes, digest.hexdigest())
+    return tenant, header
+
+
+def check_announced(header: UploadImageRequest.Header, size_bytes: int, sha256: str) -> None:
+    """Raise InvalidArgument (INVALID_FIELD, DIGEST_MISMATCH) unless a file is the announced one."""
+    if header.size_bytes and header.size_bytes != size_bytes:
+        raise InvalidField("header.size_bytes", header.size_bytes, f"but {size_bytes} bytes came")
+    if header.sha256 and header.sha256.lower() != sha256:
         remedy = "the bytes that came have another digest; send the file again"
         raise InvalidArgument.field_error("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
-    return tenant, upload.take_bytes()
+
+
+def _tenant_of(header: UploadImageRequest.Header) -> str:
+    """Whose the picture will be. Raises InvalidField."""
+    tenant = parse_parent(header.parent)
+    if header.upload:
+        owner = parse(header.upload, store_paths.UPLOADS, "header.upload").tenant
+        if tenant not in (None, owner):
+            raise InvalidField("header.upload", header.upload, "it is of another tenant: leave header.parent unset")
+        return owner
+    return tenant or DEFAULT_TENANT
 
 
 def _piece(request: UploadImageRequest) -> bytes:
@@ -232,12 +251,13 @@ def _check_header(header: UploadImageRequest.Header) -> None:
     if header.size_bytes < 0:
         raise InvalidField("header.size_bytes", header.size_bytes, "it must be the file's size, or 0 if unknown")
     if header.size_bytes > MAX_BYTES:
-        raise _too_large(f"{header.size_bytes} bytes")
+        raise too_large(f"{header.size_bytes} bytes")
     if header.sha256 and not _SHA256.fullmatch(header.sha256):
         raise InvalidField("header.sha256", header.sha256, "it must be 64 hexadecimal digits, or empty")
 
 
-def _too_large(value: str) -> InvalidArgument:
+def too_large(value: str) -> InvalidArgument:
+    """The error of a file of so many bytes."""
     return refusal("image", "UPLOAD_TOO_LARGE", value, f"send a file of at most {MAX_BYTES} bytes")
 
 

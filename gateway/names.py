@@ -15,8 +15,10 @@ _ID = {
     "tunings": re.compile(store_paths.TUNING),
     "edits": re.compile(store_paths.EDIT),
     "keys": re.compile(r"k[0-9a-f]{12}"),
+    "uploads": re.compile(store_paths.UPLOAD),
 }
-_SHAPE = {"images": "{sha256}", "tunings": "{tuning}", "edits": "{edit}", "keys": "{key}"}
+_SHAPE = {"images": "{sha256}", "tunings": "{tuning}", "edits": "{edit}", "keys": "{key}", "uploads": "{upload}"}
+_REMEDIES = {"image": "; upload it first", "upload": ", or it was claimed or is too old: make one with CreateUpload"}
 
 
 class Name(NamedTuple):
@@ -58,9 +60,10 @@ def parse_parent(parent: str, field: str = "parent") -> str | None:
 def missing(name: Name) -> NotFound:
     """The error for a resource that does not exist, or belongs to another tenant: callers cannot tell which."""
     kind = name.collection.removesuffix("s")
-    remedy = "; upload it first" if kind == "image" else ""
     metadata = {"name": str(name)}
-    return NotFound(f"there is no {kind} {name}{remedy}", reason=f"{kind.upper()}_NOT_FOUND", metadata=metadata)
+    return NotFound(
+        f"there is no {kind} {name}{_REMEDIES.get(kind, '')}", reason=f"{kind.upper()}_NOT_FOUND", metadata=metadata
+    )
 
 
 def new_id(letter: str) -> str:

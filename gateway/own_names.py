@@ -12,7 +12,13 @@ from gateway.names import missing, parse, parse_parent
 from gateway.principal import Principal
 from unitune.errors import Internal, PermissionDenied
 from unitune.v1.edit_pb2 import CancelEditRequest, CompareRequest, EditRequest, GetEditRequest
-from unitune.v1.image_pb2 import DeleteImageRequest, GetImageRequest, ListImagesRequest, UploadImageRequest
+from unitune.v1.image_pb2 import (
+    CreateUploadRequest,
+    DeleteImageRequest,
+    GetImageRequest,
+    ListImagesRequest,
+    UploadImageRequest,
+)
 from unitune.v1.key_pb2 import CreateKeyRequest, ListKeysRequest, RevokeKeyRequest, RotateKeyRequest
 from unitune.v1.scope_pb2 import SCOPE_ADMIN
 from unitune.v1.server_pb2 import GetServerInfoRequest
@@ -39,7 +45,8 @@ NAMES: dict[type[Message], dict[str, str]] = {
     CancelTuningRequest: {"name": "tunings"},
     UpdateTuningRequest: {"tuning.name": "tunings"},
     DeleteTuningRequest: {"name": "tunings"},
-    UploadImageRequest: {"header.parent": PARENT},
+    UploadImageRequest: {"header.parent": PARENT, "header.upload": "uploads"},
+    CreateUploadRequest: {"parent": PARENT},
     GetImageRequest: {"name": "images"},
     ListImagesRequest: {"parent": PARENT},
     DeleteImageRequest: {"name": "images"},

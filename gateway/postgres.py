@@ -47,9 +47,17 @@ NETWORK: dict[str, int] = {
 }
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 DISK_FULL = "53100"
+POOLER_SAYS = "unsupported startup parameter"  # pgbouncer, of our options
 TRY_AGAIN = ("40001", "40P01")  # serialization_failure, deadlock_detected
 
-_versions = Table("schema_version", MetaData(), Column("version", Integer, nullable=False))
+_versions = Table(
+    "schema_version",
+    MetaData(),
+    Column("version", Integer, nullable=False),
+    Column("readable_from", Integer),  # the oldest version of this program that goes on with the tables
+)
+# Version 7 made the table without it.
+_ADD_READABLE_FROM = "ALTER TABLE schema_version ADD COLUMN IF NOT EXISTS readable_from INTEGER"
 _NOTIFY = select(func.pg_notify(CHANNEL, bindparam("payload")))
 
 T = TypeVar("T")
@@ -90,13 +98,20 @@ class PostgresServer(Database):
 
     @classmethod
     async def open(
-        cls, url: str, listen_url: str, tables: MetaData, version: int, migrations: Mapping[int, str]
+        cls,
+        url: str,
+        listen_url: str,
+        tables: MetaData,
+        version: int,
+        migrations: Mapping[int, str],
+        readable_from: int | None = None,
     ) -> "PostgresServer":
         """Connect, making the tables if there are none.
 
-        `migrations` holds the statements that bring each version to the next. Raises OSError with place and remedy when
+        `migrations` holds the statements that bring each version to the next. Programs from the version `readable_from`
+        on, this one by default, go on with the tables afterwards. Raises OSError with place and remedy when
         the server does not answer, does not let us in, has another program's tables or a version that cannot be
-        brought to this one, and when its notifications do not arrive.
+        brought to this one and that this one cannot go on with, and when its notifications do not arrive.
         """
         try:
             server = cls(url, listen_url)
@@ -106,13 +121,16 @@ class PostgresServer(Database):
             ) from error
         try:
             await asyncio.get_running_loop().run_in_executor(
-                server._threads, server._migrate, tables, version, migrations
+                server._threads, server._migrate, tables, version, migrations, readable_from or version
             )
             await server._begin_to_listen()
         except (SQLAlchemyError, psycopg.Error) as error:
             await server.close()
             detail = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise OSError(f"the gateway's state: cannot use {server._shown}: {detail}; check UNITUNE_STATE") from error
+            remedy = "check UNITUNE_STATE"
+            if POOLER_SAYS in detail:
+                remedy = "UNITUNE_STATE is a pooler's URL, so UNITUNE_STATE_LISTEN must be that of the server itself"
+            raise OSError(f"the gateway's state: cannot use {server._shown}: {detail}; {remedy}") from error
         except BaseException:
             await server.close()
             raise
@@ -151,7 +169,7 @@ class PostgresServer(Database):
         is_full = getattr(failure, "sqlstate", None) == DISK_FULL
         return state_error(OSError(errno.ENOSPC if is_full else errno.EIO, ""))
 
-    def _migrate(self, tables: MetaData, version: int, migrations: Mapping[int, str]) -> None:
+    def _migrate(self, tables: MetaData, version: int, migrations: Mapping[int, str], readable_from: int) -> None:
         with self._engine.begin() as connection:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
             connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
@@ -161,9 +179,14 @@ class PostgresServer(Database):
                     raise OSError(f"the gateway's state: the database at {self._shown} has tables of another program")
                 tables.create_all(connection)
                 _versions.create(connection)
-                connection.execute(insert(_versions), {"version": version})
+                connection.execute(insert(_versions), {"version": version, "readable_from": readable_from})
                 return
-            found = connection.execute(select(_versions.c.version)).scalar_one()
+            connection.exec_driver_sql(_ADD_READABLE_FROM)
+            found, oldest = connection.execute(select(_versions.c.version, _versions.c.readable_from)).one()
+            if found > version >= (oldest or found):
+                newer = f"it has schema {found}, this program reads {version} and goes on with it"
+                telemetry.event(logger, "state is of a newer version", detail=newer)
+                return
             if found > version or any(step not in migrations for step in range(found, version)):
                 raise OSError(
                     f"the gateway's state: the database at {self._shown} has schema {found}, this program reads "
@@ -171,7 +194,7 @@ class PostgresServer(Database):
                 )
             for step in range(found, version):
                 connection.exec_driver_sql(migrations[step])
-            connection.execute(update(_versions), {"version": version})
+            connection.execute(update(_versions), {"version": version, "readable_from": readable_from})
 
     # Notifications of other gateways.
 

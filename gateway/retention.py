@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from gateway.images import Images
 from gateway.names import Name, parse
+from gateway.signed_uploads import SignedUploads
 from gateway.state import State
 from gateway.stored_edits import StoredEdits
 from gateway.tuning_records import UNFINISHED
@@ -34,13 +35,15 @@ class Retention:
         images: Images,
         store: ObjectStore,
         edits: StoredEdits,
+        uploads: SignedUploads,
         *,
         keep_s: float,
         is_known: Callable[[str], bool],
     ) -> None:
-        """`keep_s` is how long what nobody owns is kept; 0 keeps it for ever, but for results of edits. `is_known` says
-        whether an edit runs or ended not long ago."""
+        """`keep_s` is how long what nobody owns is kept; 0 keeps it for ever, but for results of edits and uploads.
+        `is_known` says whether an edit runs or ended not long ago."""
         self._edits = edits
+        self._uploads = uploads
         self._is_known = is_known
         self._state = state
         self._images = images
@@ -110,9 +113,11 @@ class Retention:
         return not paths and not await self._store.answer(self._store.list, store_paths.IMAGES)
 
     async def sweep(self) -> None:
-        """Delete what has been without an owner for long enough, and the results of edits that nobody knows."""
+        """Delete what has been without an owner for long enough, results of edits that nobody knows, and uploads that
+        nobody claimed."""
         elsewhere = set(await self._state.edit_names()) if self._state.is_shared else set()
         await self._edits.sweep(lambda name: self._is_known(name) or name in elsewhere)
+        await self._uploads.sweep()
         if self._keep_s == 0:
             return
         before_s = time.time() - self._keep_s

@@ -13,13 +13,14 @@ from gateway.config import GatewayConfig
 from gateway.edit import Edits
 from gateway.edit_results import EditResults
 from gateway.gauges import Gauges
-from gateway.images import Images, receive
+from gateway.images import Images, check_announced, receive
 from gateway.names import parse
 from gateway.open_calls import OpenCalls
 from gateway.principal import current
 from gateway.relay import Relay
 from gateway.retention import Retention
 from gateway.samplers import Samplers
+from gateway.signed_uploads import SignedUploads
 from gateway.tuners import Tuners
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
@@ -110,11 +111,18 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     """Uploads, as `image.proto` promises them."""
 
     def __init__(
-        self, images: Images, uploads: Uploads, retention: Retention, calls: OpenCalls, admission: Admission
+        self,
+        images: Images,
+        uploads: Uploads,
+        signed: SignedUploads,
+        retention: Retention,
+        calls: OpenCalls,
+        admission: Admission,
     ) -> None:
         self._images = images
         self._admission = admission
         self._uploads = uploads
+        self._signed = signed
         self._retention = retention
         self._calls = calls
 
@@ -123,8 +131,16 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     ) -> image_pb2.Image:
         with self._calls.count(context):
             async with self._uploads.admit() as upload:
-                tenant, data = await receive(request_iterator, upload, self._admission.request)
-                return await self._images.keep(tenant, data)
+                tenant, header = await receive(request_iterator, upload, self._admission.request)
+                if not header.upload:
+                    return await self._images.keep(tenant, upload.take_bytes())
+                async with self._signed.claimed(header.upload, upload) as sha256:
+                    check_announced(header, upload.size_bytes, sha256)
+                    return await self._images.keep(tenant, upload.take_bytes())
+
+    async def CreateUpload(self, request: image_pb2.CreateUploadRequest, context: Any) -> image_pb2.Upload:
+        self._admission.request(tenant_of(request))
+        return await self._signed.create(request)
 
     async def GetImage(self, request: image_pb2.GetImageRequest, context: Any) -> image_pb2.Image:
         self._admission.request(tenant_of(request))
@@ -168,7 +184,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 
     async def GetEdit(self, request: edit_pb2.GetEditRequest, context: Any) -> edit_pb2.Edit:
         self._admission.request(tenant_of(request))
-        return await self._results.read(request.name)
+        return await self._results.read(request.name, urls=request.image_urls)
 
     async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
         self._admission.request(tenant_of(request))

@@ -5,9 +5,9 @@ life for a while has died with its edits.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from google.rpc.status_pb2 import Status
 
@@ -15,6 +15,8 @@ from gateway.database import EVERY_TOPIC, until_answered
 from gateway.state import State
 from unitune.errors import Unavailable, UniTuneError, to_status
 from unitune.v1.edit_pb2 import Edit
+
+T = TypeVar("T")
 
 END_S = 3.0  # at the end, for what others have not been told yet
 ALIVE_S = 5.0  # between two signs of life of a gateway, and between two sweeps
@@ -27,7 +29,7 @@ class SharedEdits:
         self._state = state
         self._cancel: Callable[[str], object] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._begun: dict[str, asyncio.Future[None]] = {}
+        self._begun: dict[str, asyncio.Future[Any]] = {}
         state.database.listen(self._notified)
 
     def cancel_by(self, cancel: Callable[[str], object]) -> None:
@@ -36,8 +38,17 @@ class SharedEdits:
 
     async def begin(self, edit: Edit) -> None:
         """An edit runs here from now on."""
-        begun = self._begun[edit.name] = asyncio.ensure_future(self._state.begin_edit(edit))
-        await asyncio.shield(begun)
+        await self.note(edit, self._state.begin_edit(edit))
+
+    async def note(self, edit: Edit, entering: Awaitable[T]) -> T:
+        """Have an edit entered by a transaction. If its caller leaves meanwhile, its end is told all the same."""
+        begun: asyncio.Future[T] = asyncio.ensure_future(entering)
+        self._begun[edit.name] = begun
+        return await asyncio.shield(begun)
+
+    def drop(self, edit: Edit) -> None:
+        """It was not entered, and has no end."""
+        self._begun.pop(edit.name, None)
 
     def end(self, edit: Edit) -> None:
         """It has ended. The others hear of it in a moment."""

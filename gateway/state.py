@@ -10,11 +10,9 @@ that the sampler must still forget. Each operation is one transaction, so that:
 """
 
 import asyncio
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from datetime import date
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +26,13 @@ from gateway.database import EVERY_TOPIC, SERVER_SCHEMES, Database, Transaction,
 from gateway.names import parse
 from gateway.report_batch import ReportBatch
 from gateway.sqlite_file import SqliteFile
-from gateway.state_schema import FIRST_SHARED_VERSION, MIGRATIONS, SCHEMA_VERSION, TABLES
+from gateway.state_of_edits import StateOfEdits
+from gateway.state_of_services import StateOfServices
+from gateway.state_schema import FIRST_SHARED_VERSION, MIGRATIONS, READABLE_FROM, SCHEMA_VERSION, TABLES
 from gateway.state_upgrade import MIGRATION_FUNCTIONS
 from gateway.tuning_queue import LEASE_S, WaitingTenant, position
 from gateway.tuning_records import (
+    UNFINISHED,
     Attempt,
     CreateRequest,
     KeptEvents,
@@ -46,23 +47,19 @@ from gateway.tuning_records import (
 )
 from gateway.usage_records import Used
 from unitune import metrics
-from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, UniTuneError, to_status
-from unitune.v1.edit_pb2 import Edit
+from unitune.errors import TENANT_TUNING_LIMIT, Internal, NotFound, to_status
 from unitune.v1.tuner_pb2 import Checkpoint
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
 
 KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
+EVENTS_KEPT_S = 3600.0  # after a tuning's end; then only the last one is left
+TRIMMED_AT_ONCE = 500  # tunings
 REQUESTS_KEPT_S = 24 * 3600.0
 KEPT_REQUESTS = 10_000  # of one tenant; the oldest are forgotten first
 # Deaths of the tuner with one tuning until that is FAILED. A run that got further than all before it resets the count,
 # because it survived what ended the others.
 MAX_CRASHES = 3
 
-HELD_S = 60.0  # by a gateway that ended; much longer than any other holds anything
-HOLD_AGAIN_S = 0.05  # until something that another gateway holds is tried again
-SILENT_S = 15.0  # without a sign of life until a gateway counts as dead
-EDITS_KEPT_S = 600.0  # after their end, or that of their gateway
-SEEN_KEPT_S = 24 * 3600.0
 MAX_NUMBER = (1 << 63) - 1  # of a row
 
 RETRY_TUNING_S = 15.0  # a tuning takes a minute or two
@@ -80,14 +77,12 @@ class _Found(NamedTuple):
     tuning: Tuning
 
 
-class State:
+class State(StateOfEdits, StateOfServices):
     """The state of one gateway, or of several. Operations raise what Database does, too."""
 
     def __init__(self, database: Database) -> None:
-        self.database = database
+        super().__init__(database)
         self._waiters: set[tuple[str, asyncio.Event]] = set()  # with the tuning that each waits for; "" means any
-        self._id = secrets.token_hex(8)
-        self._day: date | None = None  # when old usage was last forgotten
         self._reports = ReportBatch(self._keep_reports, database.gathers_s)
         database.listen(self._wake)
 
@@ -105,17 +100,8 @@ class State:
         except ImportError as error:
             raise OSError(f"the gateway's state: {error}: install unitune[fleet] for PostgreSQL") from error
         shared = {step: statements for step, statements in MIGRATIONS.items() if step >= FIRST_SHARED_VERSION}
-        return cls(await PostgresServer.open(str(place), listen, TABLES, SCHEMA_VERSION, shared))
-
-    @property
-    def is_read_only(self) -> bool:
-        """Whether every operation that would write fails with FailedPrecondition (STATE_READ_ONLY)."""
-        return self.database.is_read_only
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether several gateways have it."""
-        return self.database.is_shared
+        arguments = str(place), listen, TABLES, SCHEMA_VERSION, shared, READABLE_FROM
+        return cls(await PostgresServer.open(*arguments))
 
     async def close(self) -> None:
         """Finish what was begun, then close the database."""
@@ -427,164 +413,13 @@ class State:
     def _waits_for_events(self, tx: Transaction, name: str, after: int) -> bool:
         return tx.value(statements.HAS_NO_EVENT_AFTER, the_name=name, after=after) is not None
 
-    # What tuner and sampler last said of themselves.
-
     @operation
-    def known(self, tx: Transaction) -> dict[str, bytes]:
-        """The serialized message of each service by the service's name."""
-        return dict(tx.rows(statements.KNOWN))
-
-    @operation
-    def know(self, tx: Transaction, service: str, info: bytes) -> None:
-        """Replace what is known of a service."""
-        tx.run(statements.KNOW, the_name=service, the_info=info)
-
-    @operation
-    def know_first(self, tx: Transaction, service: str, info: bytes) -> bytes:
-        """What is known of a service, which is this if nothing was known."""
-        tx.run(statements.KNOW_FIRST, the_name=service, the_info=info)
-        known: bytes = tx.value(statements.KNOWN_OF, the_name=service)
-        return known
-
-    @operation
-    def saw(self, tx: Transaction, base_models: Sequence[str]) -> None:
-        """This gateway has tuners of these base models now."""
-        for base_model in sorted(base_models):
-            tx.run(statements.SEE_MODEL, the_holder=self._id, the_model=base_model)
-        tx.run(statements.FORGET_SEEN, kept_s=SEEN_KEPT_S)
-
-    @operation
-    def seen_elsewhere(self, tx: Transaction) -> dict[str, float]:
-        """How many seconds ago another gateway had a tuner of each base model."""
-        return dict(tx.rows(statements.SEEN_ELSEWHERE, the_holder=self._id))
-
-    # The weights that the sampler must still forget.
-
-    @operation
-    def evictions(self, tx: Transaction) -> list[str]:
-        """Their digests, the oldest first."""
-        return tx.values(statements.EVICTIONS)
-
-    @deletion
-    def add_eviction(self, tx: Transaction, digest: str) -> None:
-        """Remember weights, once."""
-        tx.run(statements.ADD_EVICTION, the_digest=digest)
-
-    @deletion
-    def remove_eviction(self, tx: Transaction, digest: str) -> None:
-        """The sampler has forgotten these weights."""
-        tx.run(statements.REMOVE_EVICTION, the_digest=digest)
-
-    # What tenants have used.
-
-    @operation
-    def use(self, tx: Transaction, used: Mapping[str, Used]) -> None:
-        """Count for tenants, today."""
-        for tenant, of_tenant in sorted(used.items()):
-            usage_records.add(tx, tenant, of_tenant)
-        if self._day != (day := usage_records.today()):  # it visits every row
-            usage_records.forget_old(tx)
-            self._day = day
-
-    @operation
-    def used_by(self, tx: Transaction, tenant: str, first: date, last: date) -> Used:
-        """What a tenant has used from day to day."""
-        return usage_records.of(tx, tenant, first, last)
-
-    @operation
-    def used_by_all(self, tx: Transaction, first: date, last: date, after: str, size: int) -> list[tuple[str, Used]]:
-        """The same of the tenants whose names come after another."""
-        return usage_records.page(tx, first, last, after, size)
-
-    # What gateways hold against one another.
-
-    @asynccontextmanager
-    async def holding(self, name: str) -> AsyncIterator[None]:
-        """Hold something that is not in the state, for the block; no other gateway holds it meanwhile. A gateway that
-        ends in the block holds it for HELD_S at most."""
-        if not self.is_shared:
-            yield
-            return
-        while True:
-            taking = asyncio.ensure_future(self._hold(name))
-            try:
-                if await asyncio.shield(taking):
-                    break
-            except asyncio.CancelledError:  # its transaction runs to its end all the same
-                with suppress(UniTuneError):
-                    await taking
-                    await self._let_loose(name)
-                raise
-            await asyncio.sleep(HOLD_AGAIN_S)
-        try:
-            yield
-        finally:
-            with suppress(UniTuneError):  # it ends by itself
-                await self._let_loose(name)
-
-    @operation
-    def _hold(self, tx: Transaction, name: str) -> bool:
-        return tx.row(statements.HOLD, the_name=name, the_holder=self._id, lasts_s=HELD_S) is not None
-
-    @operation
-    def _let_loose(self, tx: Transaction, name: str) -> None:
-        tx.run(statements.LET_LOOSE, the_name=name, the_holder=self._id)
-
-    # Edits that gateways tell each other of.
-
-    @operation
-    def begin_edit(self, tx: Transaction, edit: Edit) -> None:
-        """An edit runs at this gateway."""
-        tx.run(statements.SHOW_LIFE, the_holder=self._id)
-        blob = edit.SerializeToString()
-        tx.run(statements.INSERT_EDIT, name=edit.name, gateway=self._id, state=edit.state, blob=blob)
-
-    @operation
-    def end_edit(self, tx: Transaction, edit: Edit) -> None:
-        """An edit has ended so, unless another gateway has cancelled it."""
-        tx.run(statements.END_EDIT, the_name=edit.name, new_state=edit.state, new_blob=edit.SerializeToString())
-
-    @operation
-    def find_edit(self, tx: Transaction, name: str) -> tuple[Edit, bool] | None:
-        """An edit, and whether it was lost with its gateway."""
-        row = tx.row(statements.FIND_EDIT, the_name=name)
-        if row is None:
-            return None
-        blob, state, silent_s = row
-        is_lost = state == Edit.STATE_RUNNING and (silent_s is None or silent_s > SILENT_S)
-        return Edit.FromString(blob), is_lost
-
-    @operation
-    def cancel_edit(self, tx: Transaction, name: str) -> Edit | None:
-        """Cancel an edit that runs; the edit afterwards, None if there is none. Notifies its name."""
-        blob = tx.value(statements.LOCKED_EDIT, the_name=name)
-        if blob is not None:
-            edit = Edit.FromString(blob)
-            edit.state = Edit.STATE_CANCELLED
-            tx.run(statements.END_EDIT, the_name=name, new_state=edit.state, new_blob=edit.SerializeToString())
-            tx.notify(name)
-            return edit
-        row = tx.row(statements.FIND_EDIT, the_name=name)
-        return Edit.FromString(row[0]) if row else None
-
-    @operation
-    def cancelled_edits(self, tx: Transaction) -> list[str]:
-        """The names of this gateway's edits that are CANCELLED."""
-        return tx.values(statements.CANCELLED_EDITS, the_holder=self._id)
-
-    @operation
-    def edit_names(self, tx: Transaction) -> list[str]:
-        """The names of all edits that run, or ended not long ago."""
-        return tx.values(statements.EDIT_NAMES)
-
-    @operation
-    def sweep_edits(self, tx: Transaction) -> None:
-        """Show a sign of life. Forget edits that ended or were lost long ago, and what lost gateways held."""
-        tx.run(statements.SHOW_LIFE, the_holder=self._id)
-        tx.run(statements.FORGET_GATEWAYS, kept_s=EDITS_KEPT_S)
-        tx.run(statements.FORGET_EDITS, kept_s=EDITS_KEPT_S)
-        tx.run(statements.FORGET_LOST_EDITS)
-        tx.run(statements.FORGET_HOLDS)
+    def trim_events(self, tx: Transaction) -> int:
+        """Forget all events but the last of tunings that ended EVENTS_KEPT_S ago; of how many."""
+        ended = tx.rows(statements.TO_TRIM, most=TRIMMED_AT_ONCE)
+        tx.run_for_each(statements.FORGET_EVENTS, [{"the_number": number, "up_to": last - 1} for number, last in ended])
+        tx.run_for_each(statements.TRIMMED, [{"the_number": number} for number, _ in ended])
+        return len(ended)
 
     # Who waits.
 
@@ -617,12 +452,7 @@ class State:
         if row is None:
             return None
         body, made = row
-        if body != request.body:
-            raise InvalidArgument(
-                f"request_id is {request.request_id!r}: it was used for another request; make a new one",
-                reason="REQUEST_ID_REUSED",
-                metadata={"field": "request_id", "value": request.request_id, "remedy": "make a new one"},
-            )
+        request.refuse_another(body)
         tuning = self._one(tx, made)
         if tuning is None:
             raise NotFound("the tuning that this request made is deleted", reason="TUNING_NOT_FOUND")
@@ -702,6 +532,8 @@ class State:
         self._placed(tx, number, tuning)
         if announce is not None:
             self._append(tx, (_Found(number, last_event, tuning), announce(tuning)))
+        if before in UNFINISHED and tuning.state not in UNFINISHED:
+            tx.run(statements.TRIM_LATER, the_number=number, lasts_s=EVENTS_KEPT_S)
         if before == Tuning.STATE_RUNNING != tuning.state:
             usage_records.add(tx, parse(tuning.name, "tunings").tenant, Used(tuner_s=ran_s))
         if before != tuning.state:

@@ -18,13 +18,18 @@ from sqlalchemy import (
 from gateway.tuning_records import LIVE
 from unitune.v1.tuning_pb2 import Tuning
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 FIRST_SHARED_VERSION = 7  # the first that PostgreSQL has: a migration from it or a later one is for both databases
+# The oldest version of this program that goes on with these tables, since gateways of two versions run side by side in
+# an upgrade. A migration adds; what an older version reads or writes goes away, or changes its meaning, one release
+# later. Then this is raised.
+READABLE_FROM = 7
 
 # As texts: PostgreSQL finds a partial index for ON CONFLICT only by its predicate without parameters.
 IS_LIVE = text(f"state IN ({', '.join(map(str, LIVE))})")
 IS_QUEUED = text(f"state = {Tuning.STATE_QUEUED}")
 IS_RUNNING = text(f"state = {Tuning.STATE_RUNNING}")
+IS_TO_TRIM = text("trim_s IS NOT NULL")
 
 TABLES = MetaData()
 _number = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only what is called INTEGER
@@ -52,6 +57,7 @@ tunings = Table(
     Column("expire_s", Double),
     Column("trace", Text, nullable=False, server_default=""),  # of the call that made it, as W3C traceparent
     Column("blob", LargeBinary, nullable=False),
+    Column("trim_s", Double),  # when all events of one that has ended go but the last, in Unix seconds
     sqlite_autoincrement=True,
 )
 Index("live", tunings.c.tenant, tunings.c.key, unique=True, sqlite_where=IS_LIVE, postgresql_where=IS_LIVE)
@@ -60,6 +66,7 @@ Index("by_image", tunings.c.image)
 Index("by_state", tunings.c.state)
 Index("queued", tunings.c.tenant, tunings.c.number, sqlite_where=IS_QUEUED, postgresql_where=IS_QUEUED)
 Index("leased", tunings.c.lease_s, sqlite_where=IS_RUNNING, postgresql_where=IS_RUNNING)
+Index("to_trim", tunings.c.trim_s, sqlite_where=IS_TO_TRIM, postgresql_where=IS_TO_TRIM)
 
 events = Table(
     "events",
@@ -159,6 +166,19 @@ edits = Table(
     sqlite_with_rowid=False,
 )
 Index("by_gateway", edits.c.gateway)
+# The edit that a caller's request has, and whether it is counted in what the tenant has used.
+edit_requests = Table(
+    "edit_requests",
+    TABLES,
+    Column("tenant", Text),
+    Column("request_id", Text),
+    Column("body", Text, nullable=False),
+    Column("edit", Text, nullable=False),
+    Column("is_counted", Integer, nullable=False, server_default=text("0")),
+    Column("create_s", Double, nullable=False),
+    PrimaryKeyConstraint("tenant", "request_id"),
+)
+Index("edit_requests_by_age", edit_requests.c.create_s)
 # When each gateway last showed a sign of life.
 gateways = Table(
     "gateways",
@@ -239,5 +259,16 @@ CREATE TABLE edits (
 ) WITHOUT ROWID;
 CREATE INDEX by_gateway ON edits (gateway);
 CREATE TABLE gateways (id TEXT PRIMARY KEY, seen_s REAL NOT NULL) WITHOUT ROWID;
+""",
+    # For SQLite and PostgreSQL.
+    7: f"""
+ALTER TABLE tunings ADD COLUMN trim_s DOUBLE PRECISION;
+UPDATE tunings SET trim_s = 0 WHERE state NOT IN ({Tuning.STATE_QUEUED}, {Tuning.STATE_RUNNING});
+CREATE INDEX to_trim ON tunings (trim_s) WHERE trim_s IS NOT NULL;
+CREATE TABLE edit_requests (
+    tenant TEXT NOT NULL, request_id TEXT NOT NULL, body TEXT NOT NULL, edit TEXT NOT NULL,
+    is_counted INTEGER NOT NULL DEFAULT 0, create_s DOUBLE PRECISION NOT NULL, PRIMARY KEY (tenant, request_id)
+);
+CREATE INDEX edit_requests_by_age ON edit_requests (create_s);
 """,
 }

@@ -2,11 +2,12 @@
 
 edits/{tenant}/{edit}/{number}    an event that brings a picture or a piece of one, counted from 1
 edits/{tenant}/{edit}/edit        the edit without its pictures, once it is done; written last
+edits/{tenant}/{edit}/{name}.png  a picture or mask as a file, once somebody asked for a URL of it
 """
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
 from gateway import validation
 from gateway.names import Name, parse
@@ -84,32 +85,64 @@ class StoredEdits:
         except UniTuneError as error:  # only another gateway misses it
             telemetry.event(logger, "result not kept", level=logging.WARNING, edit=edit.name, reason=error.reason)
 
-    async def read(self, name: str) -> Edit | None:
-        """An edit that is done, with its pictures; None if there is none, or it ended too long ago.
+    async def read(self, name: str, *, urls: bool = False) -> Edit | None:
+        """An edit that is done, with its pictures, or with URLs of them; None if there is none, or it ended too long
+        ago.
 
-        Raises ResourceExhausted (MESSAGE_TOO_LARGE), and DataLoss (EDIT_NOT_KEPT) for pictures that are not whole.
+        Raises ResourceExhausted (MESSAGE_TOO_LARGE), DataLoss (EDIT_NOT_KEPT) for pictures that are not whole, and,
+        with `urls`, FailedPrecondition (NO_SIGNED_URLS).
         """
         path = _path(name)
         times = await self._store.answer(self._store.times, path)
         ended_s = times.pop(f"{path}/{EDIT}", 0.0)
         if ended_s < time.time() - KEPT_S:
             return None
-        size = await self._store.answer(self._store.size_bytes, path)
-        validation.check_answer(size, "the pictures of this edit are too large for one answer; its stream had them")
+        if not urls:
+            size = await self._store.answer(self._store.size_bytes, path)
+            validation.check_answer(size, "the pictures of this edit are too large for one answer; its stream had them")
+        numbers = _numbers(times)
         try:
             edit = Edit.FromString(await self._store.answer(self._store.get, f"{path}/{EDIT}"))
             assembly = Assembly()
-            for number in range(1, len(times) + 1):
+            for number in numbers:
                 event = await _load(self._store, f"{path}/{number}")
                 if event.HasField("image"):
                     assembly.begin([event.image])
                 else:
                     assembly.add(event.image_part)
                 if assembly.is_whole:
-                    edit.images.extend(assembly.take())
+                    images = assembly.take()
+                    if urls:
+                        for image in images:
+                            await self._by_urls(path, image, ended_s + KEPT_S - time.time())
+                    edit.images.extend(images)
         except FileNotFoundError:  # deleted meanwhile
             return None
         return edit
+
+    async def _by_urls(self, path: str, image: EditEvent.EditedImage, left_s: float) -> None:
+        """Put URLs of the files in their place."""
+        for field in ("png", "mask"):
+            file = getattr(image, field)
+            if file:
+                place = f"{path}/{field}-{image.index}.png"
+                url = await self._store.answer(self._store.sign, "GET", place, max(1.0, left_s))
+                await self._store.answer(self._store.put, place, file)
+                setattr(image, f"{field}_url", url)
+            image.ClearField(field)
+
+    async def find(self, name: str) -> Edit | None:
+        """An edit that is done, without its pictures; None if the store has none."""
+        try:
+            return Edit.FromString(await self._store.answer(self._store.get, f"{_path(name)}/{EDIT}"))
+        except FileNotFoundError:
+            return None
+
+    async def events(self, name: str) -> AsyncGenerator[EditEvent, None]:
+        """The events that bring its pictures, in order. Raises DataLoss (EDIT_NOT_KEPT) for one that is gone."""
+        path = _path(name)
+        for number in _numbers(await self._store.answer(self._store.times, path)):
+            yield await _load(self._store, f"{path}/{number}")
 
     async def discard(self, name: str) -> None:
         """Delete what the store has of an edit."""
@@ -149,6 +182,11 @@ def not_kept(failure: UniTuneError) -> DataLoss:
         reason="EDIT_NOT_KEPT",
         metadata={"because": failure.reason},
     )
+
+
+def _numbers(paths: Iterable[str]) -> list[int]:
+    """The numbers of an edit's events that are stored, in order."""
+    return sorted(int(part) for one in paths if (part := one.rpartition("/")[2]).isdecimal())
 
 
 async def _load(store: ObjectStore, path: str) -> EditEvent:

@@ -4,7 +4,7 @@ import hashlib
 from enum import Enum, auto
 from typing import NamedTuple
 
-from unitune.errors import UniTuneError
+from unitune.errors import InvalidArgument, UniTuneError
 from unitune.v1.tuner_pb2 import Checkpoint
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress
 
@@ -13,10 +13,20 @@ UNFINISHED = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING)
 
 
 class CreateRequest(NamedTuple):
-    """A caller's id for a creation, and a digest of what was asked: the same id with another request is refused."""
+    """A caller's id for a tuning or an edit, and a digest of what was asked: the same id with another request is
+    refused."""
 
     request_id: str
     body: str
+
+    def refuse_another(self, body: str) -> None:
+        """Raise InvalidArgument (REQUEST_ID_REUSED) if the id was used with this other body."""
+        if body != self.body:
+            raise InvalidArgument(
+                f"request_id is {self.request_id!r}: it was used for another request; make a new one",
+                reason="REQUEST_ID_REUSED",
+                metadata={"field": "request_id", "value": self.request_id, "remedy": "make a new one"},
+            )
 
 
 class QueueLimits(NamedTuple):

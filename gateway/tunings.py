@@ -355,10 +355,11 @@ class Tunings:
                 telemetry.event(logger, "tuning expired", tuning=name)
 
     async def sweep(self, every_s: float) -> None:
-        """Expire tunings at intervals."""
+        """Expire tunings, and forget events of those that ended long ago, at intervals."""
         while True:
             try:
                 await self.expire()
+                await self._state.trim_events()
             except Exception:  # such as a store that does not answer; the next round tries again
                 telemetry.failure(logger, "sweep failed")
             await asyncio.sleep(every_s)

@@ -24,10 +24,14 @@ class Upload:
         self._data = bytearray()  # a list of tiny chunks would take much more memory
         self.size_bytes = 0
 
+    def check(self, size_bytes: int) -> None:
+        """Raise ResourceExhausted (TOO_MANY_UPLOADS) unless so many further bytes may be kept."""
+        if self._uploads.size_bytes + size_bytes > self._uploads.max_bytes:
+            raise _too_many()
+
     def add(self, chunk: bytes) -> None:
         """Keep the next chunk. Raises ResourceExhausted (TOO_MANY_UPLOADS)."""
-        if self._uploads.size_bytes + len(chunk) > self._uploads.max_bytes:
-            raise _too_many()
+        self.check(len(chunk))
         self._uploads.size_bytes += len(chunk)
         self.size_bytes += len(chunk)
         self._data += chunk

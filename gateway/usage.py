@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 5.0
 KEPT_TENANTS = 10_000  # that are counted while nothing can be written
+KEPT_REQUESTS = 100_000  # of edits, likewise
 USUAL_DAYS = 30  # that are told
+ALL_TENANTS = "*"  # counts its requests apart: nobody has this name
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -36,6 +38,7 @@ class UsageCounts:
     def __init__(self, state: State) -> None:
         self._state = state
         self._pending: dict[str, Used] = {}
+        self._requests: set[tuple[str, str]] = set()  # whose edits had a turn, by tenant and id
 
     def count(self, tenant: str, used: Used) -> None:
         """Count for a tenant."""
@@ -43,22 +46,26 @@ class UsageCounts:
             self._pending[tenant] = self._pending.get(tenant, Used()) + used
 
     @asynccontextmanager
-    async def turn(self, tenant: str) -> AsyncIterator[None]:
-        """Count an edit that has its turn for as long as the block lasts."""
+    async def turn(self, tenant: str, request_id: str = "") -> AsyncIterator[None]:
+        """Count an edit that has its turn for as long as the block lasts. All edits of one request count as one."""
         began_s = time.monotonic()
         try:
             yield
         finally:
-            self.count(tenant, Used(edits=1, sampler_s=time.monotonic() - began_s))
+            if request_id and len(self._requests) < KEPT_REQUESTS:
+                self._requests.add((tenant, request_id))
+            self.count(tenant, Used(edits=0 if request_id else 1, sampler_s=time.monotonic() - began_s))
 
     async def keep(self) -> None:
         """Write what was counted. Raises as State does, and counts it the next time."""
         pending, self._pending = self._pending, {}
+        requests, self._requests = self._requests, set()
         if not pending:
             return
         try:
-            await self._state.use(pending)
+            await self._state.use(pending, requests)
         except Exception:
+            self._requests |= requests
             for tenant, used in pending.items():
                 self.count(tenant, used)
             raise
@@ -82,7 +89,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         self._state, self._counts, self._storage, self._admission = state, counts, storage, admission
 
     async def ListUsage(self, request: usage_pb2.ListUsageRequest, context: Any) -> usage_pb2.ListUsageResponse:
-        self._admission.request(tenant_of(request))
+        self._admission.request(tenant_of(request) if request.parent else ALL_TENANTS)
         tenant = parse_parent(request.parent)
         size = validation.check_page_size(request.page_size)
         after = parse_parent(request.page_token, "page_token") or ""

@@ -12,6 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.bucket import bucket, s3_address  # noqa: F401, fixtures
+from tests.left_out import (  # noqa: F401, hooks
+    pytest_deselected,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from tests.made_once import made_once, run_folder
 from tests.traces import Collector, collecting
 from unitune_client import Client
@@ -74,7 +80,8 @@ def tiny_model(run_root: Path) -> Path:
 def tiny_graphs(tiny_model: Path, run_root: Path) -> Path:
     """The graphs folder of the tiny base model, as `tuner_svc.export` writes it in place of a damaged one, since every
     export takes long. Nobody writes to it."""
-    from tuner_svc.export.base_model import DIGEST_CHARACTERS, export_under
+    from tuner_svc.export.base_model import export_under
+    from tuner_svc.export.exported_folder import DIGEST_CHARACTERS
     from tuner_svc.model_folder import digest
 
     def make(root: Path) -> None:
@@ -97,10 +104,16 @@ def tiny_sdxl(run_root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sdxl_graphs(tiny_sdxl: Path, run_root: Path) -> Path:
-    """Its graphs folder, as `tuner_svc.export` writes it. Nobody writes to it."""
+    """Its graphs folder, as `tuner_svc.export` writes it, with weights outside of the graphs as a model of true size
+    has them. Nobody writes to it."""
     from tuner_svc.export.base_model import export
 
-    return made_once(run_root, "graphs_xl", lambda folder: export(tiny_sdxl, folder / "tiny-xl")) / "tiny-xl"
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tuner_svc.export.graph.MOST_INSIDE", 1000)
+            export(tiny_sdxl, folder / "tiny-xl")
+
+    return made_once(run_root, "graphs_xl", make) / "tiny-xl"
 
 
 @pytest.fixture(scope="session")

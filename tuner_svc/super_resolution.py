@@ -73,7 +73,7 @@ def tune_super_resolution(
         sample = torch.cat([noisy, noising.noised(pair.low, shown)], dim=1)
         timesteps = torch.stack([draws.timesteps, shown.timesteps], dim=1)
         arguments = (sample, timesteps, context.expand(config.batch, -1, -1))
-        weights = {f"unet.{name}": tensor for name, tensor in chosen.weights().items()}
+        weights = {f"unet.{name}": tensor for name, tensor in chosen.replacements().items()}
         with mixed_precision(model.device):
             output = functional_call(resolver, weights, arguments).float()
         if stage.is_preconditioned:

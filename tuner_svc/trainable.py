@@ -1,7 +1,7 @@
 """The tensors that a tuning may change, by name, and their copies that it does change.
 
-The denoiser runs with `weights()` in place of its tensors of the same names (torch.func.functional_call). So the base
-model is never written to, and all other tensors are neither differentiated nor optimised.
+The denoiser runs with `replacements()` in place of its tensors of the same names (torch.func.functional_call). So the
+base model is never written to, and all other tensors are neither differentiated nor optimised.
 """
 
 import math
@@ -11,7 +11,8 @@ from typing import Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from unitune.choices import MODES
 
@@ -31,6 +32,10 @@ class Trainable(Protocol):
 
     def parameters(self) -> list[Tensor]:
         """The tensors that the optimizer changes."""
+        ...
+
+    def replacements(self) -> dict[str, Tensor]:
+        """What a pass of the denoiser has in place of its own tensors, by their name there; differentiable."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -59,7 +64,11 @@ def trainable_parameters(unet: UNet2DConditionModel, mode: str) -> dict[str, Ten
 def trainable(unet: UNet2DConditionModel, mode: str, generator: torch.Generator) -> Trainable:
     """What the optimizer changes in this mode, from the base model. Raises as `trainable_parameters` does."""
     base = trainable_parameters(unet, mode)
-    return LowRank(base, generator) if mode == "lora" else Dense(base)
+    if mode != "lora":
+        return Dense(base)
+    for name in base:
+        _give_side_branch(unet.get_submodule(name.removesuffix(".weight")))
+    return LowRank(base, generator)
 
 
 class Dense:
@@ -71,6 +80,9 @@ class Dense:
     def parameters(self) -> list[Tensor]:
         return list(self._weights.values())
 
+    def replacements(self) -> dict[str, Tensor]:
+        return dict(self._weights)
+
     def weights(self) -> dict[str, Tensor]:
         return dict(self._weights)
 
@@ -79,7 +91,11 @@ class Dense:
 
 
 class LowRank:
-    """W + (alpha / rank) B A for every tensor that may change (Hu et al., 2021, section 4.1); B begins at zero."""
+    """W + (alpha / rank) B A for every tensor that may change (Hu et al., 2021, section 4.1); B begins at zero.
+
+    In a pass of the denoiser the factors are a side branch of their layer, so that nothing of the size of W is made,
+    nor of its gradient.
+    """
 
     def __init__(self, base: Mapping[str, Tensor], generator: torch.Generator) -> None:
         self._base = {name: tensor.detach() for name, tensor in base.items()}
@@ -96,6 +112,14 @@ class LowRank:
     def parameters(self) -> list[Tensor]:
         return [*self._down.values(), *self._up.values()]
 
+    def replacements(self) -> dict[str, Tensor]:
+        scale = LORA_ALPHA / LORA_RANK
+        found: dict[str, Tensor] = {}
+        for name in self._base:
+            layer = name.removesuffix("weight")
+            found |= {f"{layer}down": self._down[name], f"{layer}up": scale * self._up[name]}
+        return found
+
     def weights(self) -> dict[str, Tensor]:
         scale = LORA_ALPHA / LORA_RANK
         return {name: tensor + scale * (self._up[name] @ self._down[name]) for name, tensor in self._base.items()}
@@ -103,3 +127,29 @@ class LowRank:
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         scale = LORA_ALPHA / LORA_RANK
         return {name: (scale * self._up[name].detach(), self._down[name].detach()) for name in self._base}
+
+
+class _WithSideBranch(nn.Linear):
+    """x W^T + b, and (x A^T) B^T beside it while a pass has the factors A and B in place of None."""
+
+    down: Tensor | None
+    up: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's name
+        output = super().forward(input)
+        if self.down is None or self.up is None:
+            return output
+        return output + linear(linear(input, self.down), self.up)
+
+
+def _give_side_branch(layer: nn.Module) -> None:
+    """The layer itself stays, with its tensors, and answers as before as long as it has no factors.
+
+    The factors are its parameters, so that a block that runs again in the backward pass has them, too.
+    """
+    if isinstance(layer, _WithSideBranch):
+        return
+    assert type(layer) is nn.Linear, "every projection of UNet2DConditionModel's attention is one"
+    layer.__class__ = _WithSideBranch
+    layer.register_parameter("down", None)
+    layer.register_parameter("up", None)

@@ -13,13 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import obstore
-from obstore.store import from_url
+from obstore.store import AzureStore, GCSStore, S3Store, from_url
 
 from unitune import metrics, store_paths, telemetry
-from unitune.errors import STORE_DOWN, STORE_PATH, DataLoss, InvalidArgument, Unavailable, UniTuneError
+from unitune.errors import (
+    STORE_DOWN,
+    STORE_PATH,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    Unavailable,
+    UniTuneError,
+)
 from unitune.system_errors import RETRY_DOWN_S, sentence, store_error
 from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, TunedWeights, unpack
 
@@ -28,6 +36,7 @@ logger = logging.getLogger(__name__)
 RETRIES_S = 20.0  # of a bucket; obstore's default of three minutes is longer than any caller waits
 ANSWER_S = 60.0  # for one call, a picture of 16 MiB at most
 THREADS = 16  # each call to a network disk that hangs occupies one
+SIGNERS = (S3Store, GCSStore, AzureStore)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,8 +52,9 @@ class ObjectStore:
     the store. The log names the path and the system's reason; the error does not.
     """
 
-    def __init__(self, url: str) -> None:
-        """Open a store. A plain path means a local folder, made if it is missing, mode 0700.
+    def __init__(self, url: str, signed_endpoint: str = "") -> None:
+        """Open a store. A plain path means a local folder, made if it is missing, mode 0700. `signed_endpoint` is the
+        bucket's address in URLs for others, where it is not that of this process.
 
         Raises OSError naming the setting when it cannot be used.
         """
@@ -52,16 +62,17 @@ class ObjectStore:
         self._folder = None if "://" in url else Path(url).resolve()
         try:
             self._store: obstore.store.ObjectStore = self._open(url)
+            self._signer = self._open(url, endpoint=signed_endpoint) if signed_endpoint else self._store
         except Exception as error:  # obstore raises many kinds; the first line of each says enough
             reason = sentence(error) if isinstance(error, OSError) else _first_line(error)
             raise OSError(f"UNITUNE_STORE is {url!r}: {reason}") from error
         self._threads = ThreadPoolExecutor(THREADS, "store")
 
-    def _open(self, url: str) -> obstore.store.ObjectStore:
+    def _open(self, url: str, **config: Any) -> obstore.store.ObjectStore:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             url = self._folder.as_uri()
-        return from_url(url, retry_config={"retry_timeout": timedelta(seconds=RETRIES_S)})
+        return from_url(url, **config, retry_config={"retry_timeout": timedelta(seconds=RETRIES_S)})
 
     def check_create_only(self) -> None:
         """Raise OSError, naming the setting, for a bucket that writes over what is there: it would not keep what was
@@ -128,6 +139,33 @@ class ObjectStore:
             except FileNotFoundError:
                 return False
             return True
+
+    def sign(self, method: Literal["GET", "PUT"], path: str, expires_s: float) -> str:
+        """A URL for whoever has it to GET or PUT the object, for so many seconds.
+
+        Raises FailedPrecondition (NO_SIGNED_URLS) for a store that has none.
+        """
+        store_paths.check_object(path)
+        if self._folder is not None or not isinstance(self._signer, SIGNERS):
+            raise FailedPrecondition(
+                "this server's store is no bucket that gives URLs to others: send the file to UploadImage, and get "
+                "pictures without image_urls",
+                reason="NO_SIGNED_URLS",
+            )
+        with _translated_errors():
+            return obstore.sign(self._signer, method, path, timedelta(seconds=expires_s))
+
+    def get_first(self, path: str, most_bytes: int) -> bytes:
+        """The object's first bytes, at most so many. Raises FileNotFoundError."""
+        store_paths.check_object(path)
+        with _translated_errors():
+            return bytes(obstore.get(self._store, path, options={"range": (0, most_bytes)}).bytes())
+
+    def file_bytes(self, path: str) -> int:
+        """The size of one object. Raises FileNotFoundError."""
+        store_paths.check_object(path)
+        with _translated_errors():
+            return int(obstore.head(self._store, path)["size"])
 
     def delete(self, path: str) -> None:
         """Delete an object, if it exists."""

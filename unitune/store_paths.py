@@ -4,6 +4,7 @@
     tunings/{tenant}/{tuning}/{attempt}/{part}     results of an attempt at a tuning, written by the tuner
     tunings/{tenant}/{tuning}/{attempt}/checkpoint-{update}    where the next attempt goes on, written by the tuner
     edits/{tenant}/{edit}/{part}                   results of an edit, for a while, written by the gateway
+    uploads/{tenant}/{upload}/{part}               files that callers put there by a URL, until they are claimed
 
 Weights encode a user's picture. So the path has the tenant: weights are not shared, and can be deleted. It has the
 attempt because a killed tuner may leave incomplete files.
@@ -19,13 +20,15 @@ TUNING = r"[a-z][a-z0-9-]{3,62}"
 SHA256 = r"[0-9a-f]{64}"
 
 EDIT = r"[a-z][a-z0-9-]{3,62}"
+UPLOAD = r"u-[0-9a-f]{32}"
 
-IMAGES, TUNINGS, EDITS = "images", "tunings", "edits"
+IMAGES, TUNINGS, EDITS, UPLOADS = "images", "tunings", "edits", "uploads"
 
 MAX_PATH_BYTES = 512
 
 _IMAGE = re.compile(rf"{IMAGES}/({TENANT})/({SHA256})(?:/.*)?")
 _EDIT = re.compile(rf"{EDITS}/({TENANT})/({EDIT})/[^/]+")
+_UPLOAD = re.compile(rf"{UPLOADS}/({TENANT})/({UPLOAD})/[^/]+")
 _WEIGHTS = re.compile(rf"{TUNINGS}/({TENANT})/({TUNING})/([1-9][0-9]{{0,9}})")
 _CHECKPOINT = re.compile(rf"{_WEIGHTS.pattern}/checkpoint-[0-9]{{1,10}}")
 # Any object of the store. In a local folder, "#" and a number end the name of a file that is being written.
@@ -64,6 +67,17 @@ def edit_path(tenant: str, edit: str) -> str:
 def read_edit(path: str) -> tuple[str, str] | None:
     """Tenant and id of the edit that an object belongs to, or None."""
     found = _EDIT.fullmatch(path)
+    return (found[1], found[2]) if found else None
+
+
+def upload_path(tenant: str, upload: str) -> str:
+    """The path of an upload."""
+    return f"{UPLOADS}/{tenant}/{upload}"
+
+
+def read_upload(path: str) -> tuple[str, str] | None:
+    """Tenant and id of the upload that an object belongs to, or None."""
+    found = _UPLOAD.fullmatch(path)
     return (found[1], found[2]) if found else None
 
 

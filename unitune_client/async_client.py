@@ -167,6 +167,25 @@ class AsyncClient:
         """
         return await self._upload_file(await asyncio.to_thread(picture_bytes, image))
 
+    async def create_upload(self) -> events.Upload:
+        """A URL to which somebody else, such as a browser, PUTs a picture's file, which `claim_upload` makes an image.
+
+        Raises FailedPrecondition for a server whose store is no bucket.
+        """
+        request = image_pb2.CreateUploadRequest(parent=self._parent)
+        return messages.upload(await self._answer(lambda: self._images().CreateUpload(request)))
+
+    async def claim_upload(self, name: str) -> events.Image:
+        """The image of the file in an upload, which can be claimed once.
+
+        Raises NotFound, FailedPrecondition while nothing was put there, and InvalidArgument as `upload_image` does.
+        """
+        header = image_pb2.UploadImageRequest.Header(parent=self._parent, upload=name)
+        stub = self._images()
+        with self._typed_errors():
+            call = stub.UploadImage(iter([image_pb2.UploadImageRequest(header=header)]), timeout=UPLOAD_TIMEOUT_S)
+            return messages.image(await call)
+
     async def _upload_file(self, data: bytes, field: str = "image") -> events.Image:
         """Errors name the field that the file is for."""
         if len(data) > MAX_BYTES:  # a server that refuses it does so while it is sent, and grpc may not say why
@@ -340,7 +359,8 @@ class AsyncClient:
 
         For a picture, the server finds its tuning or makes it first. The last event is EditDone. Closing the
         iterator early cancels the edit, but not a tuning that it began. An edit that is lost is asked for again within
-        `timeout_s`: one Retrying says so, a second EditAccepted has its new name, and no picture or step comes twice.
+        `timeout_s`: one Retrying says so, a second EditAccepted has its new name (the same if it was done
+        meanwhile), and no picture or step comes twice.
         Raises the edit's own error if it fails, Cancelled if it is cancelled, InvalidField, NotFound, and
         FailedPrecondition for a tuning that is not READY.
         """
@@ -379,6 +399,8 @@ class AsyncClient:
             request.mask_image = (await self._upload_file(data, "mask")).name
             request.ClearField("mask")
         request.validate_only = validate_only
+        if not validate_only:
+            request.request_id = str(uuid.uuid4())  # of all attempts, which so are one edit
         await self._set_target(request, image_or_tuning)
         told = ToldEdit()
         async with aclosing(
@@ -536,9 +558,13 @@ class AsyncClient:
         finally:
             call.cancel()
 
-    async def get_edit(self, name: str) -> events.Edit:
-        """An edit and, once it is done, its pictures; the server keeps it for 10 minutes. Raises NotFound."""
-        request = edit_pb2.GetEditRequest(name=name)
+    async def get_edit(self, name: str, *, urls: bool = False) -> events.Edit:
+        """An edit and, once it is done, its pictures; the server keeps it for 10 minutes. With `urls` the pictures have
+        `png_url` and `mask_url`, for whoever has these, in place of their bytes.
+
+        Raises NotFound, and FailedPrecondition for `urls` of a server whose store is no bucket.
+        """
+        request = edit_pb2.GetEditRequest(name=name, image_urls=urls)
         return messages.edit(await self._answer(lambda: self._edits().GetEdit(request)))
 
     async def cancel_edit(self, name: str) -> events.Edit:

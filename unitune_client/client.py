@@ -108,6 +108,14 @@ class Client:
         """As AsyncClient.upload_image."""
         return self._wait_for(self._client.upload_image(image))
 
+    def create_upload(self) -> events.Upload:
+        """As AsyncClient.create_upload."""
+        return self._wait_for(self._client.create_upload())
+
+    def claim_upload(self, name: str) -> events.Image:
+        """As AsyncClient.claim_upload."""
+        return self._wait_for(self._client.claim_upload(name))
+
     def get_image(self, name: str) -> events.Image:
         """As AsyncClient.get_image."""
         return self._wait_for(self._client.get_image(name))
@@ -252,9 +260,9 @@ class Client:
         )
         return self._wait_for(check)
 
-    def get_edit(self, name: str) -> events.Edit:
+    def get_edit(self, name: str, *, urls: bool = False) -> events.Edit:
         """As AsyncClient.get_edit."""
-        return self._wait_for(self._client.get_edit(name))
+        return self._wait_for(self._client.get_edit(name, urls=urls))
 
     def cancel_edit(self, name: str) -> events.Edit:
         """As AsyncClient.cancel_edit."""

@@ -67,6 +67,15 @@ class Image:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A place for a picture's file. `url` takes it by an HTTP PUT from whoever has the URL, until `expire_time`."""
+
+    name: str
+    url: str = field(repr=False)
+    expire_time: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """What the CLIP filter sees of an edited picture: three cosines, -1 to 1, and three figures of its pixels, 0 to 1.
 
@@ -301,7 +310,7 @@ class EditedImage(Event):
     `mask` is the PNG of the mask that was used, white where it was edited; None if there was none. `scores` are the
     CLIP filter's, `strength` and `guidance_scale` what `automatic` chose; None without them. It was sampled at
     `working_width` x `working_height` pixels. With `blocked` the server's content filter refused the picture, and `png`
-    is empty.
+    is empty. `png_url` and `mask_url` take the place of the bytes where `get_edit` was asked for URLs.
     """
 
     index: int
@@ -314,11 +323,17 @@ class EditedImage(Event):
     guidance_scale: float | None = None
     working_width: int = 0
     working_height: int = 0
+    png_url: str = field(default="", repr=False)
+    mask_url: str = field(default="", repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the PNG file; it appears whole or not at all. Raises OSError, and ValueError for a blocked picture."""
+        """Write the PNG file; it appears whole or not at all.
+
+        Raises OSError, and ValueError for a blocked picture and for one that has a URL in place of its bytes."""
         if self.blocked:
             raise ValueError(BLOCKED)
+        if self.png_url:
+            raise ValueError("this picture has its bytes at png_url alone: ask for the edit without urls")
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:

@@ -193,6 +193,11 @@ def image(message: image_pb2.Image) -> events.Image:
     return _read(events.Image, message)
 
 
+def upload(message: image_pb2.Upload) -> events.Upload:
+    """Where a picture's file may be put."""
+    return _read(events.Upload, message)
+
+
 def usage(message: usage_pb2.Usage) -> events.Usage:
     """What a tenant uses."""
     return _read(events.Usage, message)

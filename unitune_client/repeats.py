@@ -1,8 +1,9 @@
 """Calls that are sent again: after which errors, how often and how long, and what their caller is told of it.
 
 A call is repeated when nobody answered it, its connection broke, or the server says that it cannot do it now
-(UNAVAILABLE). That is harmless: uploads are named by their digest, a tuning is found again by its key, and an edit of
-the same seeds gives the same pictures. No other error is repeated, nor anything that makes an API key.
+(UNAVAILABLE). That is harmless: uploads are named by their digest, a tuning is found again by its key, and all attempts
+at an edit have one request id: one that was done meanwhile is not sampled again. No other error is repeated, nor
+anything that makes an API key.
 """
 
 import asyncio

@@ -35,7 +35,7 @@ from bench.soak.faults import Fault, Injector, planned
 from bench.soak.ledger import Ledger
 from bench.soak.proxy import Proxy
 from bench.soak.resources import Life, Sampler, trends
-from bench.soak.services import Services
+from bench.soak.services import NAMES, Services
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             broken = [data for _, data in broken_pictures(Random(options.seed), bombs=False)]
             ledger = Ledger()
             lives, tunings = asyncio.run(soak(services, options, faults, disk, broken, ledger))
-        error_lines = check_logs(services, ledger)
+        error_lines = check_logs({name: services.log(name) for name in NAMES}, ledger)
     found = trends(lives)
     for trend in found:
         if not trend.is_flat:

@@ -148,8 +148,8 @@ class Client:
     async def _cancel_named(self, name: str) -> None:
         try:
             await self._other.cancel_edit(name)
-        except NotFound:  # its gateway has been started again, and the stream says so
-            if not self._ledger.count("gateway"):
+        except NotFound:  # its gateway has been started again, or has not heard of it, and the stream says so
+            if not self._ledger.had("gateway", "database", "link"):
                 raise
 
     async def _leave_edit(self) -> str:
@@ -194,11 +194,11 @@ class Client:
         return DONE
 
     async def _get(self, edit: str, pngs: list[bytes]) -> None:
-        """Ask for a result again; a store that was full, or a deletion, may have taken it."""
+        """Ask for a result again; a store that was full or away, or a deletion, may have taken it."""
         try:
             kept = await self._other.get_edit(edit)
         except (NotFound, DataLoss):
-            if not self._ledger.count("full disk"):
+            if not self._ledger.had("full disk", "store", "link"):
                 raise
             return
         if kept.images:

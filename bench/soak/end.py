@@ -6,13 +6,14 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from bench.soak.clients import PROMPTS
 from bench.soak.ledger import Ledger
-from bench.soak.services import NAMES, Services
+from bench.soak.services import Services
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 from unitune_client import AsyncClient
 from unitune_client.events import TuningState
@@ -35,7 +36,7 @@ async def check_end(services: Services, tenants: Iterable[str], ledger: Ledger, 
     """Look at everything; what is wrong is in the ledger. The number of tunings by their last state."""
     clients = {tenant: AsyncClient(services.address, tenant=tenant) for tenant in tenants}
     try:
-        await _settle(clients, ledger)
+        await settle(clients, ledger)
         ended: dict[str, int] = {}
         for tenant, client in clients.items():
             tunings = [tuning async for tuning in client.list_tunings()]
@@ -48,11 +49,13 @@ async def check_end(services: Services, tenants: Iterable[str], ledger: Ledger, 
                 if len(known.ends) > 1:
                     ledger.wrong(f"{known.name} ended {len(known.ends)} times for its watcher: {known.ends}")
             ready = [tuning for tuning in tunings if tuning.state == TuningState.READY]
-            check_weights(services.store, tenant, {tuning.name for tuning in ready}, ledger)
+            for wrong in misplaced(files(services.store), tenant, {tuning.name for tuning in ready}):
+                ledger.wrong(wrong)
             for tuning in ready[:EDITS]:
                 await client.edit_to_end(tuning, PROMPTS[0], num_inference_steps=2)
         say(f"tunings: {ended}")
-        check_state(services.state, ledger)
+        with copied(services.state) as database:
+            check_tunings(database, ledger)
         for client in clients.values():
             async for tuning in client.list_tunings():
                 await client.delete_tuning(tuning.name)
@@ -66,7 +69,7 @@ async def check_end(services: Services, tenants: Iterable[str], ledger: Ledger, 
     return ended
 
 
-async def _settle(clients: dict[str, AsyncClient], ledger: Ledger) -> None:
+async def settle(clients: Mapping[str, AsyncClient], ledger: Ledger) -> None:
     """Wait until no tuning is open."""
     gives_up_at = time.monotonic() + SETTLED_S
     while True:
@@ -84,40 +87,41 @@ async def _settle(clients: dict[str, AsyncClient], ledger: Ledger) -> None:
         await asyncio.sleep(LOOKS_EVERY_S)
 
 
-def check_weights(store: Path, tenant: str, ready: set[str], ledger: Ledger) -> None:
-    """Of every READY tuning the store has one attempt's weights, and of others nothing."""
-    root = store / "tunings" / tenant
+def misplaced(objects: Iterable[str], tenant: str, ready: Set[str]) -> list[str]:
+    """What is not as it must be: of every READY tuning of a tenant the store has one attempt's weights, and of others
+    nothing."""
+    root, wrongs = f"tunings/{tenant}/", list[str]()
     found: dict[str, list[str]] = {}
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        name, _, rest = str(path.relative_to(root)).partition("/")
+    for path in sorted(path.removeprefix(root) for path in objects if path.startswith(root)):
+        name, _, rest = path.partition("/")
         found.setdefault(f"tenants/{tenant}/tunings/{name}", []).append(rest)
-    for name in ready | found.keys():
+    for name in sorted(ready | found.keys()):
         files = found.get(name, [])
         attempts = {file.partition("/")[0] for file in files}
         names = [file.partition("/")[2] for file in files]
         right = ["manifest.json", "weights.safetensors"] if name in ready else []
         if names != right or len(attempts) > 1:
-            ledger.wrong(f"of {name}, {'READY' if name in ready else 'not READY'}, the store has {files}")
+            wrongs.append(f"of {name}, {'READY' if name in ready else 'not READY'}, the store has {files}")
+    return wrongs
 
 
-def check_state(state: Path, ledger: Ledger) -> None:
-    """Every tuning of the state has ended, with one last event, and its events have no gap."""
-    with copied(state) as database:
-        rows = database.execute("SELECT number, name, state, last_event FROM tunings").fetchall()
-        for number, name, last_state, last_event in rows:
-            if last_state in (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING):
-                ledger.wrong(f"{name} is {Tuning.State.Name(last_state)} in the state")
-            events = database.execute("SELECT sequence, blob FROM events WHERE tuning = ? ORDER BY sequence", (number,))
-            sequences, ends = [], []
-            for sequence, blob in events.fetchall():
-                sequences.append(sequence)
-                kind = TuningEvent.FromString(blob).WhichOneof("event")
-                if kind in ENDS:
-                    ends.append((sequence, kind))
-            if len(ends) != 1 or ends[0][0] != last_event:
-                ledger.wrong(f"{name} has the last events {ends} of {last_event}")
-            if sequences != list(range(sequences[0], sequences[-1] + 1)) if sequences else True:
-                ledger.wrong(f"{name} has gaps in its events: {sequences}")
+def check_tunings(database: Any, ledger: Ledger) -> None:
+    """Every tuning of the state has ended, with one last event, and its events have no gap. `database` is a connection
+    to SQLite or PostgreSQL."""
+    kinds: dict[int, dict[int, str | None]] = {}
+    for number, sequence, blob in database.execute("SELECT tuning, sequence, blob FROM events").fetchall():
+        kinds.setdefault(number, {})[sequence] = TuningEvent.FromString(blob).WhichOneof("event")
+    rows = database.execute("SELECT number, name, state, last_event FROM tunings").fetchall()
+    for number, name, last_state, last_event in rows:
+        if last_state in (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING):
+            ledger.wrong(f"{name} is {Tuning.State.Name(last_state)} in the state")
+        events = kinds.get(number, {})
+        ends = [(sequence, kind) for sequence, kind in sorted(events.items()) if kind in ENDS]
+        if len(ends) != 1 or ends[0][0] != last_event:
+            ledger.wrong(f"{name} has the last events {ends} of {last_event}")
+        sequences = sorted(events)
+        if sequences != list(range(last_event + 1 - len(sequences), last_event + 1)) or not sequences:
+            ledger.wrong(f"{name} has gaps in its events: {sequences}")
 
 
 @contextmanager
@@ -160,11 +164,11 @@ def files(store: Path) -> list[str]:
     return sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.is_file())
 
 
-def check_logs(services: Services, ledger: Ledger) -> dict[str, int]:
+def check_logs(logs: Mapping[str, Path], ledger: Ledger) -> dict[str, int]:
     """How many lines of each log tell of an error; a mistake of ours must not be among them."""
     found = {}
-    for name in NAMES:
-        lines = services.log(name).read_text(errors="replace").splitlines()
+    for name, log in logs.items():
+        lines = log.read_text(errors="replace").splitlines()
         found[name] = sum('"level": "error"' in line for line in lines)
         for line in lines:
             is_mistake = any(f'"event": "{event}"' in line for event in MISTAKES)

@@ -77,6 +77,10 @@ class Ledger:
         """How many faults there were of a kind."""
         return sum(fault.what.startswith(kind) for fault in self.faults)
 
+    def had(self, *kinds: str) -> bool:
+        """Whether there was a fault of any of these kinds."""
+        return any(self.count(kind) for kind in kinds)
+
     def by_action(self) -> dict[str, Counter[str]]:
         """How often each action ended how."""
         found: dict[str, Counter[str]] = {}

@@ -1,16 +1,23 @@
-"""A TCP proxy in front of a service, whose connections can be cut."""
+"""A TCP proxy in front of a service, whose connections can be cut, delayed, held and refused."""
 
 import asyncio
 import contextlib
 
 
 class Proxy:
-    """Passes bytes on, both ways, until `cut`, or until a connection was idle for long."""
+    """Passes bytes on, both ways, until `cut`, or until a connection was idle for long.
+
+    Each piece of up to 64 KiB waits for `delay_s`, and for `passes`.
+    """
 
     def __init__(self, target: str, idle_s: float | None = None) -> None:
         """A connection without a byte in either direction for `idle_s` is cut; None cuts none."""
         self._target, self._idle_s = target, idle_s
         self.idle_cuts = 0
+        self.delay_s = 0.0
+        self.passes = asyncio.Event()  # cleared: no byte passes, as when a cable is out
+        self.passes.set()
+        self.refuses = False  # new connections
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self.address = ""
@@ -35,6 +42,8 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self._target.rpartition(":")
         try:
+            if self.refuses:
+                raise ConnectionRefusedError
             there, back = await asyncio.open_connection(host, int(port))
         except OSError:
             writer.transport.abort()
@@ -61,6 +70,9 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 last[0] = asyncio.get_running_loop().time()
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                await self.passes.wait()
                 writer.write(data)
                 await writer.drain()
         self._writers.discard(writer)

@@ -31,7 +31,7 @@ class Services:
         self.store, self.state, self.logs = folder / "store", folder / "state" / "gateway.sqlite", logs
         for path in (self.store, self.state.parent, logs):
             path.mkdir(parents=True, exist_ok=True)
-        public, internal, sampler, *metrics = (f"127.0.0.1:{port}" for port in free_ports(3 + len(NAMES)))
+        public, internal, sampler, *metrics = free_addresses(3 + len(NAMES))
         self.address, self.metrics = public, dict(zip(NAMES, metrics, strict=True))
         own = {
             "gateway": {
@@ -126,11 +126,11 @@ class Services:
         )
 
 
-def free_ports(number: int) -> list[int]:
-    """So many free ports of loopback, all different."""
+def free_addresses(number: int) -> list[str]:
+    """So many free addresses of loopback, all different."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [one.getsockname()[1] for one in sockets]
+        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
 
 
 def _module(name: str) -> str:

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from bench.soak.end import check_state, check_weights
+from bench.soak.end import check_tunings, files, misplaced
 from bench.soak.faults import CALM_SHARE, FULL, KILLED, STOPPED, planned
 from bench.soak.ledger import Ledger, may_be_tried_again
 from bench.soak.long_tuning import ATTEMPTS, Watched, sized
@@ -61,9 +61,9 @@ def test_a_state_that_is_not_right_is_told(tmp_path: Path, state: int, kinds: li
             if kind:
                 getattr(event, kind).SetInParent()
                 database.execute("INSERT INTO events VALUES (1, ?, ?)", (sequence, event.SerializeToString()))
-    database.close()
     ledger = Ledger()
-    check_state(path, ledger)
+    check_tunings(database, ledger)
+    database.close()
     assert bool(ledger.wrongs) == bool(wrong) and (not wrong or any(wrong in told for told in ledger.wrongs))
 
 
@@ -79,9 +79,8 @@ def test_weights_in_a_wrong_place_are_told(tmp_path: Path) -> None:
         file = tmp_path / "tunings" / "default" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    ledger = Ledger()
-    check_weights(tmp_path, "default", {f"tenants/default/tunings/{name}" for name in "abd"}, ledger)
-    assert sorted(told.partition("tunings/")[2][0] for told in ledger.wrongs) == ["b", "c", "d"]
+    wrongs = misplaced(files(tmp_path), "default", {f"tenants/default/tunings/{name}" for name in "abd"})
+    assert sorted(told.partition("tunings/")[2][0] for told in wrongs) == ["b", "c", "d"]
 
 
 def test_faults_are_those_of_the_seed() -> None:

@@ -19,6 +19,7 @@ from unitune_client import TuningProgress
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.exhaustive,  # what these stages do, other tests show of small models
     pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc"),
 ]
 

@@ -95,7 +95,7 @@ def lines() -> str:
 
 
 def test_the_lines_of_the_page_run(fleet: Fleet) -> None:
-    """Upload, tune, watch, edit, get, cancel, list and delete: each as the page says it (F35)."""
+    """Upload, also by a URL, tune, watch, edit, get, cancel, list and delete: each as the page says it (F35)."""
     missing = [name for name in ("bash", "curl", "jq", "base64") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"the page's lines need {', '.join(missing)}")
@@ -112,6 +112,7 @@ def test_the_lines_of_the_page_run(fleet: Fleet) -> None:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert Image.open(fleet.folder / "edited.png").size == (64, 48)
+    assert (fleet.folder / "linked.png").read_bytes() == (fleet.folder / "edited.png").read_bytes()
     assert '"ready":' in done.stdout and '"done":' in done.stdout
     *_, edit, longer, second, first, deleted = done.stdout.split("\n")
     assert ("STATE_DONE", "STATE_CANCELLED", "{}") == (edit, longer, deleted)
@@ -129,7 +130,8 @@ def test_the_openapi_file_is_fresh_and_valid() -> None:
     validate(document)
     assert {"get", "patch", "delete"} == set(document["paths"]["/v1/tenants/{tenant}/tunings/{tuning}"])
     upload = document["paths"]["/v1/tenants/{tenant}/images"]["post"]
-    assert ["tenant", "header.size_bytes", "header.sha256"] == [one["name"] for one in upload["parameters"]]
+    fields = ["header.size_bytes", "header.sha256", "header.upload"]
+    assert ["tenant", *fields] == [one["name"] for one in upload["parameters"]]
     edit = document["components"]["schemas"]["EditRequest"]
     assert "parent" not in edit["properties"] and edit["required"] == ["prompt"]
     assert {"type": "string", "format": "int64"} == edit["properties"]["seeds"]["items"]

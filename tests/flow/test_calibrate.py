@@ -27,7 +27,7 @@ def test_a_calibration_measures_edits_and_writes_a_preset(
     services: LocalServices, client: Client, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Its figures are those of edits at the same settings, its preset is one that a base model takes, and it leaves
-    sheets."""
+    sheets. It says what it left out without CLIP, and another run has the same figures and preset (M43)."""
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     photo.write_bytes(picture())
 
@@ -46,6 +46,10 @@ def test_a_calibration_measures_edits_and_writes_a_preset(
     )
     assert strong["edits"][0]["kept_db"] == pytest.approx(kept_db(picture(), edited.images[0].png))
     assert len(list(out.glob("photo--calibrate--*.png"))) == 2
+    again = calibrate(str(photo), *FEW, "-o", str(tmp_path / "again"), "--address", services.address)
+    assert again.exit_code == 0, again.output
+    assert json.loads((tmp_path / "again" / "calibration.json").read_text()) | {"date": facts["date"]} == facts
+    assert json.loads((tmp_path / "again" / "unitune_preset.json").read_text()) == preset
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     shutil.copy(out / "unitune_preset.json", folder)
     assert read_preset(folder).method_preset("unitune").updates == 1

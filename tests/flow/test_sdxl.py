@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from tuner_svc.export.base_model import DIGEST_CHARACTERS
+from tuner_svc.export.exported_folder import DIGEST_CHARACTERS
 from unitune.base_model import BaseModelSpec
 from unitune.png_text import texts_of
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 600  # a busy machine starts Python slowly
 
 
+@pytest.mark.exhaustive  # tests/reports/test_single_file.py goes this way; each service has tests with SDXL
 def test_a_landscape_is_edited_with_an_sdxl_folder(tiny_sdxl: Path, tiny_sdxl_graphs: Path, tmp_path: Path) -> None:
     """`unitune edit PHOTO PROMPT --base-model FOLDER` builds an engine, tunes, and writes a picture of the
     photo's size, sampled at a size of its own aspect; the picture tells the model. Graphs are there already."""

@@ -48,8 +48,17 @@ PRAGMA user_version = 5;
 """
 
 
+def take_joining_out(old: sqlite3.Connection) -> None:
+    """Undo what version 8 added."""
+    for index in ("to_trim", "edit_requests_by_age"):
+        old.execute(f"DROP INDEX {index}")
+    old.execute("ALTER TABLE tunings DROP COLUMN trim_s")
+    old.execute("DROP TABLE edit_requests")
+
+
 def take_sharing_out(old: sqlite3.Connection) -> None:
-    """Undo what version 7 added."""
+    """Undo what version 7 added: the tables are those of version 6."""
+    take_joining_out(old)
     old.execute("DROP INDEX by_age")
     for table in ("holds", "seen_models", "edits", "gateways"):
         old.execute(f"DROP TABLE {table}")

@@ -34,9 +34,11 @@ from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     DeleteTuningRequest,
     GetTuningRequest,
+    ListTuningsRequest,
     Tuning,
     UpdateTuningRequest,
 )
+from unitune.v1.usage_pb2 import ListUsageRequest
 
 SDEDIT = sampling_config(method="sdedit", num_inference_steps=4)
 COLOURS = ("red", "green", "blue", "yellow")
@@ -202,6 +204,17 @@ async def test_a_tenant_asks_so_often(world: World) -> None:
     assert (await world.upload(picture(), parent="tenants/polite")).width == 40
     for _ in range(20):
         await world.info.GetServerInfo(GetServerInfoRequest())
+
+
+async def test_who_asks_what_all_have_used_counts_for_none_of_them(world: World) -> None:
+    """An admin that lists the use of all tenants as often as may be leaves the tenant `default` its own calls."""
+    await limited(world, tenant_requests_per_s=0.5)
+    usage = world.stubs["usage"].ListUsage
+    for _ in range(5):
+        await usage(ListUsageRequest())
+    await shed(usage(ListUsageRequest()), "TENANT_REQUEST_RATE", "tenants/*")
+    await world.tunings.ListTunings(ListTuningsRequest())
+    assert len((await usage(ListUsageRequest(parent="tenants/default"))).usage) == 1
 
 
 def test_requests_of_a_while_may_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from gateway import edit_results, stored_edits
-from gateway.edit_results import EditResults, OpenEdit
+from gateway.edit_results import EditResults, OpenEdit, new_edit
 from gateway.stored_edits import StoredEdits
 from tests.configs import sampling_config
 from tests.gateway.conftest import World, edit, eventually, picture, refused
@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> ObjectStore:
 
 async def ended(results: EditResults, size_bytes: int) -> OpenEdit:
     """An edit that is done, with a picture of so many bytes."""
-    opened = results.begin("default")
+    opened = results.begin(new_edit("default"))
     await done(results, opened, size_bytes)
     return opened
 
@@ -66,8 +66,8 @@ async def test_pictures_are_bounded_by_bytes_at_once(store: ObjectStore, monkeyp
     is needed (R9)."""
     monkeypatch.setattr(edit_results, "MAX_BYTES", 10_000)
     results = EditResults(StoredEdits(store))
-    running = results.begin("default")
-    slow = results.begin("default")  # begun first, ends last
+    running = results.begin(new_edit("default"))
+    slow = results.begin(new_edit("default"))  # begun first, ends last
     edits = [await ended(results, 3_000) for _ in range(5)]
     await done(results, slow, 3_000)
     assert results.size_bytes <= 10_000
@@ -94,7 +94,7 @@ async def test_ends_are_bounded_by_number_and_time(store: ObjectStore, monkeypat
 async def test_one_that_ends_twice_counts_once(store: ObjectStore) -> None:
     """Cancelled in the moment in which it fails, it is kept once, with its last state."""
     results = EditResults(StoredEdits(store))
-    opened = results.begin("default")
+    opened = results.begin(new_edit("default"))
     opened.cancelled()
     opened.failed(to_status(Internal("x", reason="INTERNAL")))
     assert results.size_bytes == opened.edit.ByteSize() and opened.edit.state == Edit.STATE_FAILED

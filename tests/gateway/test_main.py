@@ -115,6 +115,8 @@ async def test_a_wrong_setting_stops_the_start(world: World) -> None:
         ({"UNITUNE_STATE": "postgresql+psycopg://me:word@db/none"}, ["UNITUNE_STATE", "another kind"]),
         ({"UNITUNE_STATE_LISTEN": "postgresql://elsewhere"}, ["UNITUNE_STATE_LISTEN", "leave it out"]),
         ({"UNITUNE_STATE_LISTEN": "postgrs://me:word@db"}, ["UNITUNE_STATE_LISTEN", "is no URL"]),
+        ({"UNITUNE_STORE_SIGNED_ENDPOINT": "bucket:9000"}, ["UNITUNE_STORE_SIGNED_ENDPOINT", "http(s)://HOST"]),
+        ({"UNITUNE_STORE_SIGNED_ENDPOINT": "https://bucket"}, ["UNITUNE_STORE_SIGNED_ENDPOINT", "leave it out"]),
         ({"UNITUNE_GATEWAY_ADDRESS": world.sampler_server.address}, [world.sampler_server.address, "in use"]),
         ({"UNITUNE_INTERNAL_ADDRESS": world.sampler_server.address}, [world.sampler_server.address, "in use"]),
         ({"UNITUNE_LEASE_S": "0.5"}, ["UNITUNE_LEASE_S", "0.5", "1 or more"]),

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -14,8 +16,12 @@ from gateway.postgres import PostgresServer as Database
 from tests.configs import tuning_config
 from tests.gateway.callers import EDIT, READ, Caller, make
 from tests.gateway.conftest import World, edit, eventually, picture, refused
+from tests.gateway.test_joined_edits import at_once, joined_by
+from tests.gateway.test_lives import upload
+from tests.gateway.test_main import start
 from tests.gateway.test_postgres import NEVER_S
 from tests.postgres_server import PostgresServer
+from unitune import serving
 from unitune.errors import Internal, from_status
 from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditRequest, GetEditRequest
 from unitune.v1.image_pb2 import DeleteImageRequest
@@ -27,7 +33,9 @@ from unitune.v1.tuning_pb2 import (
     GetTuningRequest,
     ListTuningsRequest,
     Tuning,
+    WatchTuningRequest,
 )
+from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 
 
 @pytest.fixture
@@ -212,6 +220,7 @@ async def test_an_edit_is_cancelled_at_the_other_gateway(
     """CancelEdit where it does not run stops the sampler, also if its gateway did not hear of it at first (F30)."""
     first, second = pair
     call, name = await begun(first)
+    await eventually(lambda: _true(bool(first.sampler.requests)))
     if is_deaf:
         await asyncio.to_thread(postgres_server.end_backends, f"LISTEN {CHANNEL}")
     assert (await second.edits.CancelEdit(CancelEditRequest(name=name))).state == Edit.STATE_CANCELLED
@@ -219,6 +228,14 @@ async def test_an_edit_is_cancelled_at_the_other_gateway(
     await asyncio.wait_for(first.sampler.stopped.wait(), 20)
     for world in pair:
         assert (await world.edits.GetEdit(GetEditRequest(name=name))).state == Edit.STATE_CANCELLED
+
+
+async def test_one_request_at_two_gateways_is_one_edit(pair: tuple[World, World]) -> None:
+    """Sent to both while it runs, and again when it is done: sampled once, counted once, and all have its pictures
+    (F33)."""
+    await joined_by(*pair)
+    for _ in range(3):
+        await at_once(pair)
 
 
 async def test_an_edit_that_died_with_its_gateway_has_failed(pair: tuple[World, World]) -> None:
@@ -240,6 +257,60 @@ async def test_an_edit_that_died_with_its_gateway_has_failed(pair: tuple[World, 
     again = second.edits.GetEdit(GetEditRequest(name=name))
     await refused(again, grpc.StatusCode.NOT_FOUND, "EDIT_NOT_FOUND")
     call.cancel()
+
+
+async def test_results_go_after_ten_minutes(pair: tuple[World, World]) -> None:
+    """Row and objects, and then no gateway knows the edit (F31)."""
+    first, second = pair
+    events = await edit(first, image_data=picture())
+    name = next(event.accepted.edit for event in events if event.HasField("accepted"))
+    with contextlib.closing(psycopg.connect(first.config.state, autocommit=True)) as database:
+
+        def rows() -> int:
+            query = "SELECT count(*) FROM edits WHERE name = %s AND end_s IS NOT NULL"
+            return database.execute(query, [name]).fetchone()[0]  # type: ignore[index]
+
+        await eventually(lambda: _true(rows() == 1))
+        database.execute("UPDATE edits SET end_s = end_s - 601")
+        await second.gateway._state.sweep_edits()
+        assert rows() == 0
+    for path in (first.folder / "store" / "edits").rglob("*"):
+        os.utime(path, (time.time() - 601,) * 2)
+    first.gateway._results._edits.clear()
+    first.gateway._results._ended.clear()
+    await second.gateway.retention.sweep()
+    assert not [path for path in second.stored() if path.startswith("edits/")]
+    for world in pair:
+        call = world.edits.GetEdit(GetEditRequest(name=name))
+        await refused(call, grpc.StatusCode.NOT_FOUND, "EDIT_NOT_FOUND")
+
+
+async def test_a_tuning_that_is_deleted_at_any_gateway_leaves_nothing(pair: tuple[World, World]) -> None:
+    """No object and no row, and the sampler forgets its weights once it answers again, whichever gateway asks (F34)."""
+    first, second = pair
+    events = await edit(first, image_data=picture())
+    (name,) = [event.tuning.ready.name for event in events if event.tuning.HasField("ready")]
+    digest = (await first.tunings.GetTuning(GetTuningRequest(name=name))).weights.digest
+    first.sampler.answers.clear()
+    await second.tunings.DeleteTuning(DeleteTuningRequest(name=name))
+    assert first.stored() == []
+    with contextlib.closing(psycopg.connect(first.config.state, autocommit=True)) as database:
+        for table in ("tunings", "events"):
+            assert database.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)  # type: ignore[arg-type]
+        first.sampler.answers.set()
+        await eventually(lambda: _true(digest in first.sampler.evicted))
+        left = "SELECT count(*) FROM evictions"
+        await eventually(lambda: _true(database.execute(left).fetchone() == (0,)))
+
+
+async def test_a_gateway_that_others_evict_for_keeps_no_list(pair: tuple[World, World]) -> None:
+    """Weights that one gateway noted and another had forgotten are waited for no more."""
+    evictions, others = (world.gateway._tuning_service._tunings._evictions for world in pair)
+    for number in range(5):
+        await evictions.note(f"{number:064x}")
+    assert await others._evict_all()
+    evictions.start()
+    await eventually(lambda: _true(not evictions._done))
 
 
 async def test_no_lease_ends_with_an_outage(world: World, own_server: PostgresServer) -> None:
@@ -264,6 +335,48 @@ async def test_no_lease_ends_with_an_outage(world: World, own_server: PostgresSe
     assert (await world.gateway._state.get(made.name)).state == Tuning.STATE_RUNNING
     pool._no_sweep_until_s = 0.0
     await eventually(lambda: _is_queued(world, made.name))
+
+
+async def test_a_gateway_that_is_killed_with_its_database_loses_nothing(
+    world: World, own_server: PostgresServer
+) -> None:
+    """SIGKILL to both while tunings are made and run, and started again: whatever was acknowledged is there and ends
+    READY, once, by as many attempts as its events tell of (F10)."""
+    settings = {"UNITUNE_STATE": own_server.new_database()}
+    process, address = await start(world, **settings)
+    acknowledged = list[str]()
+
+    async def create(address: str, most: int) -> None:
+        async with serving.channel(address) as channel:
+            image = await upload(channel)
+            for seed in range(len(acknowledged), most):
+                request = CreateTuningRequest(image=image, config=tuning_config(seed=seed, updates=2))
+                try:
+                    acknowledged.append((await TuningServiceStub(channel).CreateTuning(request, timeout=20)).name)
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE  # from here on
+                    return
+
+    creating = asyncio.create_task(create(address, 1000))
+    await eventually(lambda: _true(len(acknowledged) >= 12), within_s=60)
+    own_server.kill()
+    process.kill()
+    await asyncio.gather(process.wait(), creating)
+    await asyncio.to_thread(own_server.start)
+    process, address = await start(world, **settings)
+    await create(address, len(acknowledged) + 1)
+    async with serving.channel(address) as channel:
+        for name in acknowledged:
+            call = TuningServiceStub(channel).WatchTuning(WatchTuningRequest(name=name), timeout=60)
+            events = [event async for event in call if event.sequence]
+            assert events[-1].HasField("ready") and events[-1].ready.state == Tuning.STATE_READY
+            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+            attempts = [event.started.attempt for event in events if event.HasField("started")]
+            assert attempts == list(range(1, len(attempts) + 1))
+    assert len(acknowledged) == len(set(acknowledged))
+    assert len([path for path in world.stored_weights() if path.endswith(".safetensors")]) == len(acknowledged)
+    process.terminate()
+    assert await process.wait() == 0
 
 
 async def _is_queued(world: World, name: str) -> bool:

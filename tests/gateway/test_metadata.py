@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from typing import Any
 
 import grpc
@@ -88,6 +89,42 @@ async def test_other_programs_read_the_usual_form(world: World) -> None:
     )
 
 
+def parsed(parameters: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt and values of a `parameters` text, read as other programs do: the last line has names and
+    values, quoted like JSON where they have a separator; a line above it may begin the negative prompt."""
+    *texts, last = parameters.split("\n")
+    prompt, _, negative = "\n".join(texts).partition("\nNegative prompt: ")
+    pairs = re.findall(r'\s*(\w[\w /-]*): ("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last)
+    return prompt, negative, {name: json.loads(value) if value.startswith('"') else value for name, value in pairs}
+
+
+async def test_the_usual_form_reads_back_to_the_request(world: World) -> None:
+    """Prompts of several lines, with commas and colons, all values, and a name with separators and quotes (M42)."""
+    name = 'tiny, "small": 1\\2'
+    world.sampler.base_model = BaseModel(name=name, digest=world.tuner.base_model.digest)
+    prompt, negative = "a dog, 1 year: old\nSteps: none, on a beach", "fog, rain: much\nblur"
+    settings = {"scheduler": "euler", "num_inference_steps": 17, "guidance_scale": 6.25, "strength": 0.55}
+    config = sampling_config(negative_prompt=negative, **settings)
+    (image,) = await images_of(world, prompt=prompt, image_data=picture(), seeds=[2**40 + 1], config=config)
+
+    assert parsed(png_text.texts_of(image.png)["parameters"]) == (
+        prompt,
+        negative,
+        {
+            "Steps": "17",
+            "Sampler": "Euler",
+            "CFG scale": "6.25",
+            "Seed": str(2**40 + 1),
+            "Size": "6x4",
+            "Model hash": world.sampler.base_model.digest[:10],
+            "Model": name,
+            "Denoising strength": "0.55",
+            "Edit method": "unitune",
+            "Version": f"UniTune {__version__}",
+        },
+    )
+
+
 async def test_a_prompt_of_any_script_is_readable(world: World) -> None:
     """Chinese comes as iTXt, which Pillow reads as it was written."""
     (image,) = await images_of(world, image_data=picture(), prompt="一只猫\n在沙滩上")
@@ -99,7 +136,8 @@ async def test_a_prompt_of_any_script_is_readable(world: World) -> None:
 
 
 async def test_the_same_request_gives_the_same_bytes(world: World) -> None:
-    """Again, by tuning or image, beside other seeds, in another tenant's name, and kept for GetEdit: the same file."""
+    """Again, by tuning or image, beside other seeds, in another tenant's name, and kept for GetEdit: the same file
+    (M42)."""
     tuning = await world.tuned(picture("red"))
     (first,) = await images_of(world, tuning=tuning.name, seeds=[7])
     again = await images_of(world, image_data=picture("red"), seeds=[3, 7])
@@ -157,7 +195,7 @@ async def test_further_pictures_are_named_by_their_digests(world: World) -> None
 
 
 async def test_metadata_can_be_left_out(world: World) -> None:
-    """The file is then the sampler's own, in edits and in comparisons; otherwise both have it."""
+    """The file is then the sampler's own, in edits and in comparisons; otherwise both have it (M42)."""
     (plain,) = await images_of(world, image_data=picture(), omit_metadata=True)
     (with_it,) = await images_of(world, image_data=picture())
     compared = {}

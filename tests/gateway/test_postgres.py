@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -192,6 +193,32 @@ async def test_notifications_cross_gateways(
     await asyncio.wait_for(asyncio.gather(*waits), 10)
 
 
+async def test_two_hundred_tuners_are_few_commits(url: str, opened: Callable[[], Awaitable[State]]) -> None:
+    """Each reports five times a second, and a gateway commits all of it twice a second; nothing of it is lost (F13)."""
+    state, most = await opened(), 200
+    attempts = list[Attempt]()
+    for number in range(most):
+        await state.create(tuning(key=f"k{number}", number=number), None)
+        one = await state.take(Taker(f"tuner {number}"))
+        attempts.append(Attempt(one.tuning.name, one.attempt))
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute(f"LISTEN {postgres.CHANNEL}")
+        began, reports = time.monotonic(), list[asyncio.Task[Standing]]()
+        for update in range(1, 6):
+            for number, attempt in enumerate(attempts):
+                progress = TuningProgress(update=update)
+                reports.append(asyncio.create_task(state.report(attempt, f"tuner {number}", progress=progress)))
+            await asyncio.sleep(0.2)
+        assert set(await asyncio.gather(*reports)) == {Standing.KEPT}
+        lasted_s = time.monotonic() - began
+        senders = [one.payload.split()[1] async for one in connection.notifies(timeout=0.5)]
+    # A commit's notification is split where it names many tunings, in their order.
+    commits = senders.count(min(attempt.name for attempt in attempts))
+    assert 0 < commits <= 1 + lasted_s / state.database.gathers_s
+    last = [(await state.get(attempt.name)).progress.update for attempt in attempts]
+    assert last == [5] * most
+
+
 async def test_progress_is_written_in_one_transaction(url: str, opened: Callable[[], Awaitable[State]]) -> None:
     """Reports of twenty tuners within half a second are one notification; one of an attempt that is over is LOST, and
     the others are kept (F13)."""
@@ -276,6 +303,70 @@ async def test_a_pooler_that_drops_notifications_is_refused(postgres_server: Pos
     await state.close()
 
 
+@contextlib.asynccontextmanager
+async def deaf(url: str) -> AsyncIterator[str]:
+    """A URL that leads to the same database, but takes no options, and no notification comes back: so does pgbouncer
+    in transaction mode. It stands for one, since none is a package that tests can install."""
+    parts, tasks = urlsplit(url), set[asyncio.Task[None]]()
+
+    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        # https://www.postgresql.org/docs/current/protocol-message-formats.html
+        size = await reader.readexactly(4)
+        startup = await reader.readexactly(int.from_bytes(size) - 4)
+        if b"\0options\0" in startup:
+            refusal = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
+            writer.write(b"E" + (len(refusal) + 4).to_bytes(4) + refusal)
+            writer.close()
+            return
+        answers, there = await asyncio.open_connection(parts.hostname, parts.port)
+        there.write(size + startup)
+
+        async def ask() -> None:
+            while data := await reader.read(1 << 16):
+                there.write(data)
+            there.close()
+
+        asking = asyncio.create_task(ask())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await answers.readexactly(5)
+                body = await answers.readexactly(int.from_bytes(head[1:]) - 4)
+                if head[:1] != b"A":  # NotificationResponse
+                    writer.write(head + body)
+                    await writer.drain()
+        writer.close()
+        await asking
+
+    server = await asyncio.start_server(lead, "127.0.0.1", 0)
+    address = "{}:{}".format(*server.sockets[0].getsockname())
+    yield f"postgresql://{parts.username}@{address}{parts.path}?sslmode=disable&gssencmode=disable"
+    server.close()
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+
+async def test_behind_a_pooler_the_server_itself_has_to_be_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where LISTEN is accepted and nothing comes, a gateway refuses to start within seconds, and says which setting it
+    lacks; with the server's own URL there it runs, and hears what others change (F12)."""
+    monkeypatch.setattr(Database, "look_s", NEVER_S)
+    async with deaf(url) as pooler:
+        with pytest.raises(OSError, match=r"options; UNITUNE_STATE is a pooler's URL, so UNITUNE_STATE_LISTEN must be"):
+            await State.open(pooler)
+        began_s = time.monotonic()
+        with pytest.raises(OSError, match="UNITUNE_STATE_LISTEN must be the URL of the server itself"):
+            await State.open(pooler, pooler)
+        assert time.monotonic() - began_s >= postgres.PROOF_S
+        first, second = await State.open(pooler, url), await State.open(url)
+        try:
+            queued = asyncio.create_task(first.wait_queued())
+            await asyncio.sleep(0.1)
+            await second.create(tuning(), None)
+            await asyncio.wait_for(queued, 10)
+        finally:
+            await first.close()
+            await second.close()
+
+
 async def test_a_database_that_cannot_be_used_is_refused(postgres_server: PostgresServer, url: str) -> None:
     """One line names place and remedy, and no password: nobody answers, no such database, another program's tables,
     a newer schema."""
@@ -315,6 +406,67 @@ async def test_a_migration_runs_once(url: str) -> None:
     assert rows(url, "SELECT name FROM tunings") == [(made.name,)]
     with pytest.raises(OSError, match=f"has schema {SCHEMA_VERSION + 1}"):
         await State.open(url)
+
+
+async def test_gateways_of_two_versions_share_a_queue(url: str) -> None:
+    """The next version has added a column and a table. A gateway of this one goes on, another of it begins, and tunings
+    of either are taken and ended by the other; what neither knows stays as it is (F15)."""
+    old = await State.open(url)
+    before = await old.create(tuning(key="before", number=1), None)
+    added = """ALTER TABLE tunings ADD COLUMN note TEXT NOT NULL DEFAULT 'none';
+        CREATE TABLE notes (what TEXT); INSERT INTO notes VALUES ('kept')"""
+    arguments = (url, "", MetaData(), SCHEMA_VERSION + 1, {SCHEMA_VERSION: added}, SCHEMA_VERSION)
+    new, another = State(await Database.open(*arguments)), await State.open(url)
+    after = await new.create(tuning(key="after", number=2), CreateRequest("id", "body"))
+    with contextlib.closing(psycopg.connect(url, autocommit=True)) as connection:
+        connection.execute("UPDATE tunings SET note = 'mine'")
+    ended = list[str]()
+    for number, (taker, ender) in enumerate(((new, old), (another, new))):
+        taken = await taker.take(Taker(f"tuner {number}"))
+        attempt = Attempt(taken.tuning.name, taken.attempt)
+        assert await ender.report(attempt, f"tuner {number}", progress=TuningProgress(update=1)) is Standing.KEPT
+        assert await ender.finish(attempt, WeightsRef(digest="1" * 64)) is Standing.KEPT
+        ended.append(attempt.name)
+    assert ended == [before.name, after.name]
+    assert (await old.recall("default", CreateRequest("id", "body"))).name == after.name
+    for state in (old, new, another):
+        assert await kinds(state, after.name) == ["queued", "started", "progress", "ready"]
+        await state.close()
+    assert rows(url, "SELECT version, readable_from FROM schema_version") == [(SCHEMA_VERSION + 1, SCHEMA_VERSION)]
+    assert rows(url, "SELECT note FROM tunings") == [("mine",), ("mine",)]
+    assert rows(url, "SELECT what FROM notes") == [("kept",)]
+
+
+async def test_tables_that_an_older_version_cannot_go_on_with_are_refused(url: str) -> None:
+    """A version later, what this one reads is taken away: it refuses to begin, says both versions, and changes nothing
+    (F15)."""
+    await (await State.open(url)).close()
+    steps = {SCHEMA_VERSION: "CREATE TABLE notes (what TEXT)", SCHEMA_VERSION + 1: "DROP TABLE holds"}
+    await (await Database.open(url, "", MetaData(), SCHEMA_VERSION + 2, steps, SCHEMA_VERSION + 1)).close()
+    with pytest.raises(OSError, match=rf"has schema {SCHEMA_VERSION + 2}, .* reads {SCHEMA_VERSION}; run the version"):
+        await State.open(url)
+    assert rows(url, "SELECT version, readable_from FROM schema_version") == [(SCHEMA_VERSION + 2, SCHEMA_VERSION + 1)]
+
+
+async def test_tables_of_the_version_before_are_brought_up_to_date(url: str, postgres_server: PostgresServer) -> None:
+    """A database of version 7 has all that a new one has, and its tunings are as they were."""
+    state = await State.open(url)
+    made = await state.create(tuning(), None)
+    await state.close()
+    with contextlib.closing(psycopg.connect(url, autocommit=True)) as connection:
+        connection.execute("ALTER TABLE tunings DROP COLUMN trim_s")
+        connection.execute("DROP TABLE edit_requests")
+        connection.execute("ALTER TABLE schema_version DROP COLUMN readable_from")
+        connection.execute("UPDATE schema_version SET version = 7")
+    state = await State.open(url)
+    assert await state.get(made.name) == made
+    await state.close()
+    new = postgres_server.new_database()
+    await (await State.open(new)).close()
+    columns = "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'"
+    indexes = "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+    for query in (columns, indexes):
+        assert set(rows(url, query)) == set(rows(new, query)) and len(rows(new, query)) > 20
 
 
 async def test_a_killed_server_loses_nothing(own_server: PostgresServer) -> None:

@@ -13,6 +13,7 @@ from bench.soak.proxy import Proxy
 from tests.gateway.conftest import World, eventually, picture
 from tests.gateway.test_lives import service
 from tests.gateway.test_main import start
+from tests.postgres_server import PostgresServer
 from unitune_client import (
     AsyncClient,
     Client,
@@ -38,15 +39,16 @@ OPTIONS: dict[str, Any] = {"seeds": [3, 5], "preview_every": 2}
 class RestartedGateway:
     """A gateway process, and others after it at the same address."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, **settings: str) -> None:
+        self._world, self._settings = world, settings
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self.process: Process | None = None
 
     async def start(self) -> None:
         """The next one."""
-        self.process, address = await start(self._world, UNITUNE_GATEWAY_ADDRESS=self.address)
+        settings = {**self._settings, "UNITUNE_GATEWAY_ADDRESS": self.address}
+        self.process, address = await start(self._world, **settings)
         assert address == self.address
 
     async def kill(self) -> None:
@@ -57,9 +59,9 @@ class RestartedGateway:
 
 
 @asynccontextmanager
-async def restarted(world: World) -> AsyncIterator[RestartedGateway]:
-    """One that runs."""
-    gateway = RestartedGateway(world)
+async def restarted(world: World, **settings: str) -> AsyncIterator[RestartedGateway]:
+    """One that runs, with these settings, too."""
+    gateway = RestartedGateway(world, **settings)
     await gateway.start()
     try:
         yield gateway
@@ -214,3 +216,81 @@ async def test_a_cut_connection_fails_no_edit(world: World) -> None:
 
     assert_hardly_noticed(seen, losses=1)
     assert pngs(seen) == pngs(calm)
+
+
+async def test_an_edit_that_was_done_is_not_sampled_again(world: World) -> None:
+    """Its connection is lost after the sampler's last word and before the client's first picture: the client asks
+    again, and has the pictures of the edit that it asked for first (F33)."""
+    await world.tuned()
+    world.sampler.step_s = 0.05
+    assert world.server is not None
+    proxy = Proxy(world.server.address)
+    await proxy.start()
+    sampled = len(world.sampler.requests)
+
+    async def lose(event: EditEvent) -> None:
+        if isinstance(event, EditStep) and proxy.passes.is_set() and not event.index:
+            proxy.passes.clear()  # nothing more arrives
+            assert world.gateway is not None
+            await eventually(lambda: _ended(world))
+            proxy.cut()
+            proxy.passes.set()
+
+    async with AsyncClient(proxy.address) as client:
+        seen = await followed(client, picture(), lose)
+    await proxy.stop()
+    kinds = [type(event) for event in seen]
+    assert [kinds.count(kind) for kind in (EditDone, Retrying)] == [1, 1] and len(pngs(seen)) == 2
+    assert len({event.edit for event in seen if isinstance(event, EditAccepted)}) == 1
+    assert len(world.sampler.requests) == sampled + 1
+
+
+async def _ended(world: World) -> bool:
+    assert world.gateway is not None
+    return bool(world.gateway._results._ended)
+
+
+async def test_gateways_that_are_replaced_one_by_one_fail_no_edit(
+    world: World, postgres_server: PostgresServer
+) -> None:
+    """Two gateways are drained and started again, one after the other, twice, under edits and watches of clients that
+    know both addresses: all edits are done, and every watch has every event once (F43)."""
+    settings = {"UNITUNE_STATE": postgres_server.new_database()}
+    world.tuner.update_s, world.sampler.step_s = 0.02, 0.02
+    beside = settings | {"UNITUNE_INTERNAL_ADDRESS": "127.0.0.1:0"}  # tuners call the first
+    async with restarted(world, **settings) as first, restarted(world, **beside) as second:
+        pair, stopping, done = (first, second), asyncio.Event(), list[list[EditEvent]]()
+        target = "ipv4:" + ",".join(gateway.address for gateway in pair)
+
+        async def edits(number: int) -> None:
+            async with AsyncClient(target) as client:
+                while not stopping.is_set():
+                    seed = 10 * number + len(done)
+                    done.append([event async for event in client.edit(picture(), "a dog", seeds=[seed])])
+
+        async def watches() -> None:
+            async with AsyncClient(target) as client:
+                number = 0
+                while not stopping.is_set():
+                    tuning = await client.create_tuning(picture(), tuning_seed=number, updates=40)
+                    sequences = [event.sequence async for event in client.watch_tuning(tuning.name) if event.sequence]
+                    assert sequences == list(range(1, len(sequences) + 1))
+                    number += 1
+
+        async with asyncio.TaskGroup() as group, asyncio.timeout(120):
+            for number in range(2):
+                group.create_task(edits(number))
+            group.create_task(watches())
+            for gateway in (*pair, *pair):
+                before = len(done)
+                await eventually(lambda before=before: _more(done, before), within_s=60)
+                assert gateway.process is not None
+                gateway.process.terminate()
+                assert await asyncio.wait_for(gateway.process.wait(), 60) == 0
+                await gateway.start()
+            stopping.set()
+    assert all(isinstance(events[-1], EditDone) for events in done)
+
+
+async def _more(done: list[list[EditEvent]], than: int) -> bool:
+    return len(done) > than

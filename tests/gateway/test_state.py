@@ -92,7 +92,8 @@ async def kinds(state: State, name: str) -> list[str | None]:
 
 
 async def test_one_live_tuning_per_tenant_and_key(state: State) -> None:
-    """The second creation of a key answers with the first while it lives, whatever its state, and per tenant."""
+    """The second creation of a key answers with the first while it lives, whatever its state, and per tenant; like all
+    of this file in SQLite and in PostgreSQL (F1)."""
     first = await state.create(tuning(number=1), None)
     for live in (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY):
         await state.change(first.name, becomes(live))
@@ -173,7 +174,7 @@ def in_turns(queue: list[WaitingTenant]) -> list[tuple[str, int]]:
 
 
 def test_computed_positions_are_those_of_taking_one_by_one() -> None:
-    """For 200 random queues the place of each tuning is its index in the list of all, in the order of being taken."""
+    """For 200 random queues the place of each tuning is its index in the list of all, in the order of taking (F7)."""
     chance = random.Random(7)
     for _ in range(200):
         turns = chance.sample(range(1, 99), 9)
@@ -238,6 +239,29 @@ async def test_old_events_are_pruned(state: State) -> None:
     assert [event.sequence for event in kept.events] == list(range(last - KEPT_EVENTS + 1, last + 1))
     assert not (await state.read(made.name, last - KEPT_EVENTS)).gap
     assert (await state.read(made.name, last - KEPT_EVENTS - 1)).gap
+
+
+async def test_events_of_a_tuning_that_ended_an_hour_ago_go(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the last, whatever the tuning ended by; those of others stay (F14)."""
+    ended = list[str]()
+    for number, hours in enumerate((0.9, 1.0, 1.0, 1.0)):
+        monkeypatch.setattr(state_module, "EVENTS_KEPT_S", 3600.0 * (1 - hours) - (hours == 1.0))
+        made = await state.create(tuning(key=f"k{number}", number=number), None)
+        attempt = Attempt(made.name, (await state.take(TUNER)).attempt)
+        if number == 2:
+            await state.fail(attempt, Status(code=9))
+        elif number == 3:
+            await state.change(made.name, becomes(Tuning.STATE_CANCELLED), lambda now: TuningEvent(cancelled=now))
+        else:
+            await state.finish(attempt, WeightsRef())
+        ended.append(made.name)
+    running = await state.create(tuning(key="running", number=9), None)
+    await state.take(TUNER)
+    assert await state.trim_events() == 3 and await state.trim_events() == 0
+    found = [await kinds(state, name) for name in ended]
+    assert found == [["queued", "started", "ready"], ["ready"], ["failed"], ["cancelled"]]
+    assert await kinds(state, running.name) == ["queued", "started"]
+    assert (await state.read(ended[1], 0)).gap and not (await state.read(ended[1], 2)).gap
 
 
 async def test_wait_returns_when_there_is_wait_for_event(state: State) -> None:

@@ -24,7 +24,7 @@ from gateway.tuning_records import Attempt, CreateRequest, Standing, Taker, etag
 from tests.configs import sampling_config
 from tests.full_disk import fill, mounted, read_only
 from tests.gateway.conftest import World, picture, refused
-from tests.gateway.older_state import FIFTH_SCHEMA, take_sharing_out
+from tests.gateway.older_state import FIFTH_SCHEMA, take_joining_out
 from tests.gateway.test_lives import NoFileMayGrow, end
 from tests.gateway.test_main import start
 from tests.gateway.test_state import becomes, tuning
@@ -281,7 +281,7 @@ async def test_a_state_that_can_only_be_read_is_read(tmp_path: Path, version: in
     names = await many(path, 3)
     if version != SCHEMA_VERSION:
         with sqlite3.connect(path) as old:
-            take_sharing_out(old)
+            take_joining_out(old)
             old.execute(f"PRAGMA user_version = {version}")
         old.close()
     else:

@@ -6,7 +6,9 @@ from dataclasses import replace
 import grpc
 import pytest
 
+from tests.configs import tuning_config
 from tests.gateway.conftest import World, eventually, picture, refused
+from tests.gateway.test_state import tuning
 from tests.gateway.upstream_servers import Tuner, serve_tuner
 from unitune import serving
 from unitune.errors import Internal, ResourceExhausted, Unavailable, UniTuneError, from_status
@@ -236,10 +238,30 @@ async def test_base_model_that_changes_under_the_queue(world: World) -> None:
     await world.running(first.name)
     world.tuner.base_model = BaseModel(name="other", digest="e" * 64)
     world.tuner.go_on.set()
-    for tuning, reason in ((first, "WRONG_WEIGHTS"), (second, "BASE_MODEL_MISMATCH")):
-        assert from_status((await world.watch(tuning.name))[-1].failed).reason == reason
+    for made, reason in ((first, "WRONG_WEIGHTS"), (second, "BASE_MODEL_MISMATCH")):
+        assert from_status((await world.watch(made.name))[-1].failed).reason == reason
     assert [request.name for request in world.tuner.requests] == [first.name]
     assert all(path.startswith("images/") for path in world.stored())
+
+
+async def test_tuners_of_two_base_models_take_their_own(world: World) -> None:
+    """Both work for one gateway, and each runs the tunings of its own base model alone, in whatever order they were
+    made (F24)."""
+    state, other = world.gateway._state, Tuner(world.tuner.store)
+    other.base_model = BaseModel(name="other", digest="e" * 64)
+    image = await world.upload(picture())
+    running = await serve_tuner(other, world.gateway.internal_address)
+    names: dict[str, list[str]] = {}
+    for number, tuner in enumerate((world.tuner, other, other, world.tuner, other)):
+        made = tuning(key=f"k{number}", number=number)
+        made.image, made.base_model = image.name, tuner.base_model.digest
+        made.config.CopyFrom(tuning_config(updates=1))
+        names.setdefault(made.base_model, []).append((await state.create(made, None)).name)
+    for tuner in (world.tuner, other):
+        for name in names[tuner.base_model.digest]:
+            assert (await world.watch(name))[-1].HasField("ready")
+        assert [request.name for request in tuner.requests] == names[tuner.base_model.digest]
+    await running.stop()
 
 
 async def test_picture_that_is_gone_fails_its_tuning(world: World) -> None:

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gateway import state as state_module
 from gateway.state import KEPT_EVENTS
 from gateway.tunings import tuning_key
 from tests.configs import sampling_config, tuning_config
@@ -316,6 +317,18 @@ async def test_watch_after_pruning_starts_with_a_snapshot(world: World) -> None:
     assert events[0].snapshot == tuning
     kept = await world.watch(tuning.name, after=last - KEPT_EVENTS)
     assert [event.sequence for event in kept] == list(range(last - KEPT_EVENTS + 1, last + 1))
+
+
+async def test_watch_of_what_ended_an_hour_ago(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the beginning it has a snapshot and the event that ended the tuning; after that event, nothing (F14)."""
+    monkeypatch.setattr(state_module, "EVENTS_KEPT_S", -1.0)
+    tuning = await world.tuned()
+    last = (await world.watch(tuning.name))[-1].sequence
+    assert await world.gateway._state.trim_events() == 1
+    events = await world.watch(tuning.name)
+    assert kinds(events) == ["snapshot", "ready"] and [event.sequence for event in events] == [last - 1, last]
+    assert events[0].snapshot == tuning and await world.watch(tuning.name, after=last) == []
+    assert kinds(await world.watch(tuning.name, after=2)) == ["snapshot", "ready"]
 
 
 async def test_watch_of_a_running_tuning_after_pruning(world: World) -> None:

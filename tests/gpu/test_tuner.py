@@ -132,7 +132,7 @@ def test_a_tuning_with_the_graph_is_one_without(
         for _ in range(config.updates):
             draws = draw(config.batch, latent, noising.num_timesteps, generator, stratified=True)
             with mixed_precision(CUDA):
-                loss = denoising_loss(model, chosen.weights(), latent, context, noising, draws)
+                loss = denoising_loss(model, chosen.replacements(), latent, context, noising, draws)
             losses.append(loss.item())
             loss.backward()
             optimizer.step()

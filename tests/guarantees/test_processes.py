@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import signal
@@ -44,6 +45,7 @@ from unitune.v1.tuning_pb2 import (
     WatchTuningRequest,
 )
 from unitune.v1.tuning_pb2_grpc import TuningServiceStub
+from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE
 
 pytestmark = pytest.mark.slow  # real services
 
@@ -232,28 +234,41 @@ async def created(channel: grpc.aio.Channel, colour: str, **config: Any) -> str:
 HELD_TUNER = """
 import runpy, sys, time
 from pathlib import Path
+from tuner_svc.gateways import Gateways
 from unitune.object_store import ObjectStore
-from unitune.weights import MANIFEST_FILE
+from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE
 
-put = ObjectStore.put
+stage = Path(sys.argv[1])
+put, report = ObjectStore.put, Gateways.report
+
+def hold(at):
+    if not stage.exists() or stage.read_text() != at:
+        return
+    print("held", flush=True)
+    while stage.exists():
+        time.sleep(0.05)
 
 def held(self, path, data):
-    if path.endswith(MANIFEST_FILE):
-        print("held", flush=True)
-        while not Path(sys.argv[1]).exists():
-            time.sleep(0.05)
+    for name in (WEIGHTS_FILE, MANIFEST_FILE):
+        if path.endswith(name):
+            hold(f"before {name}")
     put(self, path, data)
 
-ObjectStore.put = held
+async def reported(self, request, wait_s=0.0):
+    if request.HasField("done"):
+        hold("before done")
+    return await report(self, request, wait_s)
+
+ObjectStore.put, Gateways.report = held, reported
 runpy.run_module("tuner_svc", run_name="__main__")
 """
 
 
 @contextlib.contextmanager
-def held_tuner(own: Services, go_on: Path) -> Iterator[subprocess.Popen[str]]:
-    """A tuner that waits between a tuning's weights and their manifest until the file is there."""
+def held_tuner(own: Services, stage: Path) -> Iterator[subprocess.Popen[str]]:
+    """A tuner that waits at the stage which a file names, until the file is gone."""
     environ = {**os.environ, **own._settings["tuner"], "UNITUNE_METRICS_ADDRESS": "", "PYTHONPATH": str(ROOT)}
-    command: Sequence[str] = [sys.executable, "-c", HELD_TUNER, str(go_on)]
+    command: Sequence[str] = [sys.executable, "-c", HELD_TUNER, str(stage)]
     with subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -264,35 +279,42 @@ def held_tuner(own: Services, go_on: Path) -> Iterator[subprocess.Popen[str]]:
 async def test_a_tuner_that_stood_still_before_its_manifest_leaves_nothing(
     own: Services, channel: grpc.aio.Channel, tmp_path: Path
 ) -> None:
-    """A tuner is stopped between weights and manifest, and goes on when its lease is over and another one was faster:
-    there is one READY, and the winner's files alone (check 1, F18)."""
-    other, go_on = own.process("tuner"), tmp_path / "go on"
-    with held_tuner(own, go_on) as process:
-        assert process.stdout is not None
-        other.send_signal(signal.SIGSTOP)  # it may have been given the tuning, and then finds it lost
-        try:
-            name = await created(channel, "maroon", updates=2)
-            while await asyncio.to_thread(process.stdout.readline) != "held\n":
-                pass
-        finally:
-            process.send_signal(signal.SIGSTOP)
-            other.send_signal(signal.SIGCONT)
-        events = await watched(channel, name)
-        attempts = [event.started.attempt for event in events if event.HasField("started")]
-        folder = f"tunings/default/{name.rpartition('/')[2]}"
-        go_on.touch()
-        process.send_signal(signal.SIGCONT)
+    """A tuner is stopped before its weights, between them and their manifest, and before it reports the end. It goes on
+    when its lease is over and another one was faster: there is one READY, and the winner's files alone (check 1, F18).
+    """
+    other, stage = own.process("tuner"), tmp_path / "stage"
+    with held_tuner(own, stage) as process:
+        for colour, at in (
+            ("maroon", f"before {WEIGHTS_FILE}"),
+            ("brown", f"before {MANIFEST_FILE}"),
+            ("khaki", "before done"),
+        ):
+            stage.write_text(at)
+            assert process.stdout is not None
+            other.send_signal(signal.SIGSTOP)  # it may have been given the tuning, and then finds it lost
+            try:
+                name = await created(channel, colour, updates=2)
+                while await asyncio.to_thread(process.stdout.readline) != "held\n":
+                    pass
+            finally:
+                process.send_signal(signal.SIGSTOP)
+                other.send_signal(signal.SIGCONT)
+            events = await watched(channel, name)
+            attempts = [event.started.attempt for event in events if event.HasField("started")]
+            stage.unlink()
+            process.send_signal(signal.SIGCONT)
+            folder = f"tunings/default/{name.rpartition('/')[2]}"
+            winners = [f"{folder}/{attempts[-1]}/{file}" for file in (MANIFEST_FILE, WEIGHTS_FILE)]
 
-        async def has_only_the_winners() -> bool:
-            return [path for path in files(own.store) if path.startswith(folder)] == [
-                f"{folder}/{attempts[-1]}/manifest.json",
-                f"{folder}/{attempts[-1]}/weights.safetensors",
-            ]
+            async def has_only_the_winners(folder: str = folder, winners: Sequence[str] = winners) -> bool:
+                return [path for path in files(own.store) if path.startswith(folder)] == winners
 
-        await asyncio.sleep(LEASE_S)  # for what must not happen
-        await eventually(has_only_the_winners, within_s=PATIENCE_S)
-    assert len(attempts) > 1 and attempts == sorted(attempts)
-    assert events[-1].HasField("ready") and await watched(channel, name) == events
+            await asyncio.sleep(LEASE_S)  # for what must not happen
+            await eventually(has_only_the_winners, within_s=PATIENCE_S)
+            assert len(attempts) > 1 and attempts == sorted(attempts), at
+            assert events[-1].HasField("ready") and await watched(channel, name) == events, at
+            digest = hashlib.sha256((own.store / winners[1]).read_bytes()).hexdigest()
+            assert digest == events[-1].ready.weights.digest, at
 
 
 async def test_no_prompt_is_in_a_log_or_in_metrics(own: Services, channel: grpc.aio.Channel) -> None:

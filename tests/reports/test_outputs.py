@@ -240,7 +240,7 @@ def test_show_tells_how_a_picture_was_made(unitune: Unitune, photo: Path, tmp_pa
 
 
 def test_metadata_is_left_out_on_request(unitune: Unitune, photo: Path, tmp_path: Path) -> None:
-    """--no-metadata gives the same pixels in a file that says nothing."""
+    """--no-metadata gives the same pixels in a file that says nothing (M42)."""
     path, _ = printed(unitune, "edit", photo, "a cat", *SDEDIT)
     bare, _ = printed(unitune, "edit", photo, "a cat", *SDEDIT, "--no-metadata", "-o", "bare")
 

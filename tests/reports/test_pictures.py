@@ -61,7 +61,7 @@ def test_a_jpeg_of_many_phones_is_edited(services: LocalServices, tmp_path: Path
 
 
 def test_a_large_noisy_photo_comes_back(services: LocalServices, tmp_path: Path) -> None:
-    """12 megapixels with a mask and --only-masked: the result of more than 16 MiB is whole, and kept outside (N3)."""
+    """12 megapixels with a mask and --only-masked: the result of over 16 MiB is whole, and kept outside (N3, M44)."""
     large_photo = file_of(noise((4000, 3000)), "JPEG", quality=85)
     assert 7 << 20 < len(large_photo) < 16 << 20
     photo, mask, out = tmp_path / "photo.jpg", tmp_path / "mask.png", tmp_path / "out"

@@ -1,6 +1,8 @@
 """A base model from a model site: one file, brought by a user who has nothing else."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from safetensors.torch import save_file
 from tests.original_names import original_tensors
 from tests.reports.conftest import Unitune
 from tests.tiny_model import tiny_pipeline
+from tuner_svc.export.exported_folder import DIGEST_CHARACTERS
+from tuner_svc.model_folder import digest
+from unitune.base_model import BaseModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +24,18 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.parametrize("are_graphs_there", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_a_downloaded_file_edits_a_picture(
-    tiny_file: Path, tiny_model: Path, tmp_path: Path, photo: Path, unitune: Unitune
+    tiny_file: Path,
+    tiny_model: Path,
+    tiny_graphs: Path,
+    tmp_path: Path,
+    photo: Path,
+    unitune: Unitune,
+    are_graphs_there: bool,
 ) -> None:
-    """`unitune import` writes a folder, `doctor` tells what it predicts, and an edit with it has a picture."""
+    """`unitune import` writes a folder, `doctor` tells what it predicts, and an edit with it has a picture. Its graphs
+    are those of the model that the file was made of, as an earlier start left them, or the edit has them exported."""
     folder = tmp_path / "tiny"
     here = {"UNITUNE_ADDRESS": ""}  # its own services, whose base model this is
     ended = unitune("import", tiny_file, "-o", folder, "--config", tiny_model)
@@ -30,9 +43,14 @@ def test_a_downloaded_file_edits_a_picture(
     assert "predicts epsilon" in ended.stderr
     told = unitune("doctor", "--base-model", folder, env=here)
     assert "epsilon (the family's own)" in told.stdout, told.stdout
+    if are_graphs_there:
+        model_digest = digest(folder)
+        graphs = shutil.copytree(tiny_graphs, tmp_path / "home" / "graphs" / model_digest[:DIGEST_CHARACTERS])
+        replace(BaseModelSpec.load(graphs), digest=model_digest).save(graphs)
     asked = ("--base-model", folder, "--updates", "1", "--steps", "2", "-o", tmp_path / "out")
     edited = unitune("edit", photo, "a dog", *asked, env=here)
     assert 0 == edited.returncode, edited.stderr
+    assert ("exporting the denoiser" in edited.stderr) == (not are_graphs_there), edited.stderr
     assert [path for path in (tmp_path / "out").iterdir() if path.suffix == ".png"]
 
 

@@ -107,8 +107,8 @@ def engine(fast_engine: Path, model: Model) -> Iterator[OrtEngine]:
 def test_an_edit_is_that_of_diffusers_with_the_merged_weights(
     model: Model, engine: OrtEngine, lora: FastLoraChanges, tuned: TunedWeights, fast_folder: Path, tmp_path: Path
 ) -> None:
-    """Base, tuning and LoRA together at four steps of LCM, against a pipeline whose weights are their sum; the tuning
-    alone and the LoRA alone give other pictures."""
+    """Base, tuning and LoRA together at four steps of LCM, against a pipeline with the LoRA merged into the tuned
+    weights; its probe passes, and the tuning alone and the LoRA alone give other pictures (M15)."""
     few = replace(REQUEST, **FEW, strength=1.0)
     base = {name: np.array(tensor) for name, tensor in model.base.tensors.items()}
     decoded = {name: torch.from_numpy(one) for name, one in decode(tuned.tensors, base, "int8").items()}

@@ -47,6 +47,7 @@ def requests(tuned: Sequence[tuning_pb2.WeightsRef]) -> list[SampleRequest]:
     ]
 
 
+@pytest.mark.exhaustive  # each kind of edit is in test_sample.py, test_methods.py and their neighbours
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from Linux's /proc")
 def test_memory_stays_flat_over_many_edits_of_mixed_methods(
     engine_folder: Path, tunings: Tunings, tmp_path: Path

@@ -1,11 +1,13 @@
 """SDXL's edits against diffusers' own pipelines, and with what tunings of it made, on a tiny random model."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from diffusers import (
@@ -41,6 +43,7 @@ from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
+from unitune.graph_files import TEXT_ENCODER
 from unitune.weights import TunedWeights, unpack
 
 REQUEST = Request(
@@ -98,6 +101,27 @@ def theirs(tiny_sdxl: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch) -> Ca
         return latents.numpy(), shown.numpy()
 
     return run
+
+
+def test_a_text_encoder_with_its_weights_outside_answers_as_with_them_inside(
+    folder: Path, model: Model, tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    """Where they are too large for the graph's own file: the answer is the same to the bit, and PyTorch's up to
+    rounding (M21)."""
+    prompt, inside = "a cat at the beach", Path(shutil.copytree(folder, tmp_path / "inside"))
+    data = inside / f"{TEXT_ENCODER}.data"
+    assert data.stat().st_size > 5 * (inside / TEXT_ENCODER).stat().st_size
+    graph = onnx.load(inside / TEXT_ENCODER)
+    for path in (data, inside / TEXT_ENCODER):
+        path.unlink()
+    onnx.save(graph, inside / TEXT_ENCODER)
+    data.touch()  # as that of a large graph it is opened without packing, which rounds otherwise
+
+    found = model.graphs.embed(prompt)
+
+    assert np.array_equal(found, BaseGraphs(inside, model.spec, 1).embed(prompt))
+    theirs = load(tiny_sdxl).encode_prompt(prompt)[0].numpy()
+    np.testing.assert_allclose(found, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("scheduler", sorted(THEIRS))

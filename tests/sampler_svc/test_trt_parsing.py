@@ -77,7 +77,10 @@ def fp16_graphs_of(request: pytest.FixtureRequest, run_root: Path) -> Callable[[
     return graphs_of
 
 
-@pytest.mark.parametrize("name", ["stickerbook", "tiny_model", "stable_diffusion_2", "tiny_sdxl"])
+OTHERS = ("stickerbook", "stable_diffusion_2", "tiny_sdxl")  # whose graphs are exported for this test alone
+
+
+@pytest.mark.parametrize("name", ["tiny_model", *(pytest.param(one, marks=pytest.mark.exhaustive) for one in OTHERS)])
 def test_every_fp16_graph_parses(rtx: Any, fp16_graphs_of: Callable[[str], Path], name: str) -> None:
     """Without errors; each tuned tensor can be refitted; inputs and output have the names, types and shapes that the
     engine binds; and the builder takes its configuration up to the point that needs a driver."""

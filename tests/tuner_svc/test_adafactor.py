@@ -114,7 +114,7 @@ def test_parameters_that_lie_otherwise_in_memory_move_alike() -> None:
 
 @pytest.mark.parametrize("cached", [1, 300])
 def test_what_fits_the_cache_together_changes_no_bit(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters stepped one by one, or a few at a time, go where all of them at once go."""
+    """Parameters stepped one by one, or a few at a time, go where all of them at once go (M38)."""
     together, apart = parameters(), parameters()
     optimizers = [Adafactor(together, 1e-2)]
     monkeypatch.setattr(adafactor, "CACHED", cached)
@@ -132,7 +132,7 @@ def test_what_fits_the_cache_together_changes_no_bit(cached: int, monkeypatch: p
 
 
 def test_large_parameters_that_move_in_the_backward_pass_go_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each loses its gradient there, and the small ones keep theirs for the step; no bit of any of them differs."""
+    """Each loses its gradient there, and the small ones keep theirs for the step; no bit of them differs (M38)."""
     monkeypatch.setattr(adafactor, "CACHED", 300)  # two kernels and a matrix are larger
     early, late = parameters(), parameters()
     optimizers = [Adafactor(early, 1e-2), Adafactor(late, 1e-2)]

@@ -3,13 +3,16 @@
 import gc
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tuner_svc import arrangement as module
 from tuner_svc.adafactor import Adafactor
@@ -17,7 +20,7 @@ from tuner_svc.arrangement import Activations, Arrangement, Footprint, Update, a
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw
 from tuner_svc.methods.unitune import update_of
-from tuner_svc.trainable import Trainable, trainable
+from tuner_svc.trainable import Trainable, trainable, trainable_parameters
 from tuner_svc.tune import UpdateProgress, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune.images import ModelImage
@@ -47,8 +50,18 @@ def fresh() -> Iterator[None]:
     module._measured.clear()
 
 
-def gradients(model: BaseModel, image: ModelImage, mode: str, arrangement: Arrangement, batch: int = 5) -> list[Tensor]:
-    """The gradient of each parameter after one backward pass, and the loss before them."""
+def gradients(
+    model: BaseModel,
+    image: ModelImage,
+    mode: str,
+    arrangement: Arrangement,
+    batch: int = 5,
+    spy: AbstractContextManager | None = None,
+    *,
+    is_dense: bool = False,
+) -> list[Tensor]:
+    """The gradient of each parameter after one backward pass, and the loss before them. `is_dense`: with the dense
+    tensors. `spy` sees what both passes do."""
     latent, chosen = model.encode_image(image), trainable(model.denoiser.unet, mode, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in chosen.parameters():  # LoRA's up factors begin at zero, where down factors have no gradient
@@ -56,10 +69,12 @@ def gradients(model: BaseModel, image: ModelImage, mode: str, arrangement: Arran
     noising, context = Noising(model.schedule, model.device), model.encode_prompt("a cat")
 
     def loss(timesteps: Tensor, noise: Tensor) -> Tensor:
-        return denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
+        weights = chosen.weights() if is_dense else chosen.replacements()
+        return denoising_loss(model, weights, latent, context, noising, Draws(timesteps, noise))
 
     draws = draw(batch, latent, noising.num_timesteps, torch.Generator().manual_seed(1), stratified=True)
-    found = backward(loss, (draws.timesteps, draws.noise), arrangement, model.denoiser.unet).detach()
+    with spy or nullcontext():
+        found = backward(loss, (draws.timesteps, draws.noise), arrangement, model.denoiser.unet).detach()
     return [found, *(parameter.grad for parameter in chosen.parameters() if parameter.grad is not None)]
 
 
@@ -76,6 +91,51 @@ def test_blocks_that_run_again_give_the_same_bits(
     assert len(kept) == len(recomputed) > 30
     assert all(torch.equal(one, other) for one, other in zip(kept, recomputed, strict=True))
     assert not model.denoiser.unet.is_gradient_checkpointing
+
+
+class NewTensors(TorchDispatchMode):
+    """The shapes of tensors that operations make, views of those that were there before apart."""
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+        self._before = {tensor.untyped_storage().data_ptr() for tensor in before}
+
+    def __torch_dispatch__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(each, Tensor) and each.untyped_storage().data_ptr() not in self._before:
+                self.shapes.add(tuple(each.shape))
+        return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "arrangement"), [("model", Arrangement(7)), ("sdxl", Arrangement(6, recomputes=True))]
+)
+def test_lora_is_a_side_branch_of_its_layers(
+    kind: str, arrangement: Arrangement, image: ModelImage, request: pytest.FixtureRequest
+) -> None:
+    """Loss and gradient are those with W + s B A to 1e-5, and neither pass makes a tensor of the shape of W, the batch
+    whole or in parts whose blocks run again (M39)."""
+    model = request.getfixturevalue(kind)
+    base = trainable_parameters(model.denoiser.unet, "lora")
+    side, dense = (NewTensors([*model.denoiser.parameters(), *base.values()]) for _ in range(2))
+
+    # So many rows that no activation has the shape of W.
+    found = gradients(model, image, "lora", arrangement, 7, side)
+    expected = gradients(model, image, "lora", arrangement, 7, dense, is_dense=True)
+
+    assert len(found) == len(expected) == 1 + 2 * len(base)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert 0 < theirs.norm() and (mine - theirs).norm() <= 1e-4 * theirs.norm()
+    (loss, *mine), (expected_loss, *theirs) = ([one.flatten() for one in each] for each in (found, expected))
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
+    assert (torch.cat(mine) - torch.cat(theirs)).norm() <= 1e-5 * torch.cat(theirs).norm()
+    shapes = {shape for tensor in base.values() for shape in (tuple(tensor.shape), tuple(tensor.shape)[::-1])}
+    assert side.shapes & shapes == set()
+    assert dense.shapes >= {tuple(tensor.shape) for tensor in base.values()}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
@@ -191,15 +251,16 @@ def test_measured_bytes_are_those_that_autograd_keeps(model: BaseModel, image: M
     assert footprint.gradients == sum(tensor.nbytes for tensor in chosen.parameters())
 
 
-def test_the_dense_tensors_of_lora_are_there_in_the_whole_pass(
+def test_the_scaled_factors_of_lora_are_there_in_the_whole_pass(
     model: BaseModel, image: ModelImage, fresh: None
 ) -> None:
-    """Once, whatever the rows, where blocks run again: those get them as they were."""
+    """Once, whatever the rows, where blocks run again; of the dense tensors nothing is."""
     update, chosen, draws = plain_update(model, image, "lora")
+    scaled = sum(tensor.nbytes for name, tensor in chosen.replacements().items() if name.endswith(".up"))
     dense = sum(tensor.nbytes for tensor in chosen.weights().values())
     footprint = update._footprint((draws.timesteps, draws.noise))
 
-    assert footprint.recomputed.fixed >= 0.9 * dense > 0
+    assert 0.9 * scaled <= footprint.recomputed.fixed <= scaled + dense / 4
 
 
 ROW, GRADIENTS = 100, 1000

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,17 +24,17 @@ from tests.tiny_model import WORDS
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export.__main__ import main
 from tuner_svc.export.attention import fuse_attention
-from tuner_svc.export.base_model import (
+from tuner_svc.export.base_model import export, export_under
+from tuner_svc.export.check import check_graph
+from tuner_svc.export.denoiser import example, match, randomised_denoiser
+from tuner_svc.export.exported_folder import (
     DIGEST_CHARACTERS,
     IDENTITIES_FILE,
-    export,
-    export_under,
+    ExportError,
     is_complete,
     is_export_of,
 )
-from tuner_svc.export.check import check_graph
-from tuner_svc.export.denoiser import example, match, randomised_denoiser
-from tuner_svc.export.graph import ExportError, to_graph
+from tuner_svc.export.graph import to_graph
 from tuner_svc.export.operators import TRANSLATIONS, plain_attention, plain_group_norm, plain_linear
 from tuner_svc.export.preview import latent_to_rgb
 from tuner_svc.model_folder import digest as digest_of
@@ -41,6 +43,7 @@ from unitune.base_model import BaseModelSpec, TensorSpec, file_digest
 from unitune.images import ModelImage
 from unitune.known_pictures import KNOWN_PICTURES_FILE, KnownPictures
 
+ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "denoiser.onnx",
     "denoiser.safetensors",
@@ -368,6 +371,26 @@ def test_a_root_finds_the_folder_by_the_models_digest(
     assert str(folder) == capsys.readouterr().out.splitlines()[-1]
 
 
+WITHOUT_PYTORCH = """
+import sys
+sys.modules.update(dict.fromkeys(["diffusers", "torch", "transformers"]))
+from tuner_svc.export.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_graphs_that_are_there_are_found_without_pytorch(
+    tiny_model: Path, tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path
+) -> None:
+    """It takes seconds to load, and nobody waits for it who starts services whose graphs are there."""
+    folder = shutil.copytree(tiny_graphs, tmp_path / spec.digest[:DIGEST_CHARACTERS])
+    command = [sys.executable, "-c", WITHOUT_PYTORCH, "--base-model", tiny_model, "--graphs-root", tmp_path]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert (0, f"{folder}\n") == (done.returncode, done.stdout), done.stderr
+
+
 def test_a_folder_that_lacks_a_file_is_not_complete(tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path) -> None:
     """Neither a missing graph nor another model's digest counts."""
     folder = shutil.copytree(tiny_graphs, tmp_path / "graphs")
@@ -411,7 +434,7 @@ def test_files_that_were_checked_are_not_read_again(
         read.append(path.name)
         return file_digest(path)
 
-    monkeypatch.setattr("tuner_svc.export.base_model.file_digest", digested)
+    monkeypatch.setattr("tuner_svc.export.exported_folder.file_digest", digested)
 
     assert is_complete(folder, spec.digest) and sorted(spec.files) == sorted(read)
     read.clear()

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export import fp16
 from tuner_svc.export.__main__ import main
+from tuner_svc.export.exported_folder import ExportError
 from tuner_svc.export.fp16 import MAX_ERROR, check_fp16, export_fp16, is_complete
-from tuner_svc.export.graph import ExportError
 from unitune.fp16_graph import SELF_TEST_FILE, SELF_TEST_SEEDS, Fp16Spec, self_test_tensors
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -132,11 +133,14 @@ async def test_a_signal_ends_it_in_the_midst_of_what_nothing_interrupts(
 
 
 def test_a_folder_that_is_no_model_stops_the_start(tmp_path: Path) -> None:
-    """One line names the variable and what the folder lacks."""
+    """One line names the variable and what the folder lacks, before PyTorch is loaded, which takes seconds."""
     variables = environment(UNITUNE_BASE_MODEL=str(tmp_path), UNITUNE_STORE=str(tmp_path / "store"))
+    variables["PYTHONPROFILEIMPORTTIME"] = "1"
 
     done = subprocess.run(COMMAND, env=variables, cwd=ROOT, capture_output=True, text=True)
 
+    imported = re.findall(r"^import time: .*\| +([\w.]+)$", done.stderr, re.MULTILINE)
+    assert "tuner_svc.config" in imported and not {"torch", "diffusers"} & {*imported}
     assert (1, "") == (done.returncode, done.stdout)
     assert done.stderr.splitlines()[-1].startswith("tuner: UNITUNE_BASE_MODEL")
     assert "no model_index.json" in done.stderr

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,41 @@ def test_large_weights_in_fp16_are_mapped_in_fp32(folder: Path, monkeypatch: pyt
     assert all(line[-1] == "(deleted)" for line in maps)
     is_mapped = [any(one.data_ptr() in span for span in spans) for one in loaded.tensors().values()]
     assert all(is_mapped) if disk == "has room" else not any(is_mapped)
+
+
+class Payload:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self._path,)
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_pickled_weights_beside_the_others_are_not_read(
+    folder: Path, tiny_model: Path, tmp_path: Path, part: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The .safetensors file is loaded, and nothing is said of the .bin beside it, which is no part of the digest; alone
+    it is refused with the remedy (M5)."""
+    stem = WEIGHTS[part].removesuffix("model.safetensors") + ("pytorch_model" if part == "text_encoder" else "model")
+    pickled = folder / part / f"{stem}.bin"
+    pickled.write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+
+    plain, loaded = load(tiny_model), load(folder)
+
+    for name in ("denoiser", "text_encoder", "image_decoder"):
+        wanted, found = (getattr(model, name).state_dict() for model in (plain, loaded))
+        assert [] == [key for key, tensor in wanted.items() if not torch.equal(tensor, found[key])]
+    assert digest(folder) == digest(tiny_model)
+    assert ".bin" not in "".join(capfd.readouterr())
+    (folder / part / WEIGHTS[part]).unlink()
+    with pytest.raises(
+        UnusableBaseModel, match=rf"{stem}\.bin is not loaded.* with {WEIGHTS[part]}, as save_pretrained"
+    ):
+        digest(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_shard_outside_of_its_folder_is_refused(folder: Path) -> None:

@@ -17,6 +17,7 @@ PROFILED_TUNER = """
 import collections, json
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
+import tuner_svc.process  # what it imports computes nothing of ours
 from tuner_svc.__main__ import main
 
 all_threads = _ExperimentalConfig(profile_all_threads=True)

@@ -59,7 +59,8 @@ def test_the_lifecycle_rules_are_some(bucket: Bucket) -> None:
     )
     rules = bucket.s3.get_bucket_lifecycle_configuration(Bucket=bucket.name)["Rules"]
     expiring = {rule["Filter"]["Prefix"] for rule in rules if "Expiration" in rule}
-    assert len(rules) == 4 and expiring == {f"unitune/{store_paths.EDITS}/", "unitune/probe/"}
+    of_a_while = {f"unitune/{store_paths.EDITS}/", f"unitune/{store_paths.UPLOADS}/", "unitune/probe/"}
+    assert len(rules) == 5 and expiring == of_a_while
 
 
 class Overwriting(BaseHTTPRequestHandler):

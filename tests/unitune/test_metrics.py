@@ -60,7 +60,7 @@ def declared() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def test_names_and_labels_are_frozen() -> None:
-    """A metric that is renamed, or gets another label, breaks every dashboard; none says whose work it was."""
+    """A metric that is renamed, or gets another label, breaks every dashboard; none says whose work it was (F45)."""
     assert declared() == FROZEN
     told = {label for _, labels in FROZEN.values() for label in labels}
     assert told.isdisjoint({"tenant", "tuning", "edit", "prompt", "name", "image", "path", "peer"})

@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tuner_svc.base_model import load
-from tuner_svc.export import fp16
-from tuner_svc.export.base_model import export, export_under
-from tuner_svc.export.graph import ExportError
+from tuner_svc.export.exported_folder import DIGEST_CHARACTERS, ExportError, is_export_of
 from tuner_svc.model_folder import UnusableBaseModel, digest
 from unitune.free_memory import map_large_blocks
 from unitune.program_end import exit_code
@@ -40,11 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exported(options: argparse.Namespace) -> Path:
     """The graphs folder, with what the arguments ask for."""
+    model_digest = digest(options.base_model)
+    found = options.out or options.graphs_root / model_digest[:DIGEST_CHARACTERS]
+    if not options.fp16 and is_export_of(found, options.base_model, model_digest):
+        return found
+    # These load PyTorch, which takes seconds: nobody waits for it whose graphs are there or whose folder is no model.
+    from tuner_svc.base_model import load
+    from tuner_svc.export import fp16
+    from tuner_svc.export.base_model import export, export_under
+
     if options.out:
         folder = export(options.base_model, options.out, _say)
     else:
         folder = export_under(options.base_model, options.graphs_root, _say)
-    if options.fp16 and not fp16.is_complete(folder, digest(options.base_model)):
+    if options.fp16 and not fp16.is_complete(folder, model_digest):
         fp16.add_fp16_graph(folder, load(options.base_model), _say)
     return folder
 

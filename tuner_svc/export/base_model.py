@@ -3,7 +3,6 @@ every graph was checked on ONNX Runtime against PyTorch.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -16,9 +15,9 @@ from tuner_svc.base_model import BaseModel, load, name_of
 from tuner_svc.export.check import check_batches, check_refit
 from tuner_svc.export.clip import export_clip, has_clip
 from tuner_svc.export.denoiser import example, export_denoiser
+from tuner_svc.export.exported_folder import DIGEST_CHARACTERS, ExportError, is_complete, is_export_of, remember
 from tuner_svc.export.fast_lora import export_fast_lora
 from tuner_svc.export.frozen import export_frozen, export_tokenizer
-from tuner_svc.export.graph import ExportError
 from tuner_svc.export.preview import latent_to_rgb
 from tuner_svc.export.super_resolution import export_super_resolution
 from tuner_svc.model_folder import digest, graphs_digest, read_preset
@@ -27,10 +26,6 @@ from unitune.base_model import BaseModelSpec, check_side, file_digest
 from unitune.graph_files import DENOISER
 from unitune.hard_link import link_or_copy
 from unitune.known_pictures import KNOWN_PICTURES_FILE
-
-DIGEST_CHARACTERS = 16  # of a folder's name
-# [bytes, mtime in ns, inode] of each file when it had the specification's digest: it is not read again to be checked.
-IDENTITIES_FILE = "identities.json"
 
 Say = Callable[[str], None]
 
@@ -57,59 +52,6 @@ def export_under(base_model: Path, root: Path, say: Say = lambda stage: None) ->
         say("taking the graphs over, since only the preset differs")
         return _with_own_preset(base_model, folder, twin, model_digest)
     return _export(base_model, folder, model_digest, say)
-
-
-def is_complete(folder: Path, model_digest: str) -> bool:
-    """Whether the folder holds the graphs of that base model, undamaged."""
-    try:
-        spec = BaseModelSpec.load(folder)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return spec.digest == model_digest and _is_undamaged(folder, spec)
-
-
-def is_export_of(folder: Path, base_model: Path, model_digest: str) -> bool:
-    """Whether it is complete, and has the base model's known pictures, which are in no digest."""
-    theirs, own = base_model / KNOWN_PICTURES_FILE, folder / KNOWN_PICTURES_FILE
-    if theirs.is_file() != own.is_file() or not is_complete(folder, model_digest):
-        return False
-    return not theirs.is_file() or file_digest(theirs) == file_digest(own)
-
-
-def _is_undamaged(folder: Path, spec: BaseModelSpec) -> bool:
-    """Whether every file is as it was exported. A copied folder has other inodes: its files are read once."""
-    known = _read_identities(folder)
-    for name, wanted in spec.files.items():
-        try:
-            if _identity(folder / name) != known.get(name) and file_digest(folder / name) != wanted:
-                return False
-        except OSError:
-            return False
-    _remember(folder, spec, known)
-    return True
-
-
-def _remember(folder: Path, spec: BaseModelSpec, known: dict[str, list[int]] | None = None) -> None:
-    """Write the identities of files that have their digests, unless they are `known`."""
-    with contextlib.suppress(OSError):  # a folder that can only be read
-        found = {name: _identity(folder / name) for name in spec.files}
-        if found != known:
-            partial = folder / f"{IDENTITIES_FILE}.{os.getpid()}"
-            partial.write_text(json.dumps(found, indent=1, sort_keys=True))
-            partial.replace(folder / IDENTITIES_FILE)
-
-
-def _read_identities(folder: Path) -> dict[str, list[int]]:
-    try:
-        found = json.loads((folder / IDENTITIES_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _identity(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _export(base_model: Path, folder: Path, model_digest: str, say: Say) -> Path:
@@ -204,7 +146,7 @@ def _publish(partial: Path, folder: Path, model_digest: str) -> None:
     partial.chmod(0o755)
     for path in partial.iterdir():
         path.chmod(0o644)
-    _remember(partial, BaseModelSpec.load(partial))
+    remember(partial, BaseModelSpec.load(partial))
     try:
         os.replace(partial, folder)  # replaces an empty folder
     except OSError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner_svc.base_model import DenoiserModule, SuperResolver
-from tuner_svc.export.graph import ExportError
+from tuner_svc.export.exported_folder import ExportError
 from tuner_svc.export.weights import holding, mapped, write_random_weights
 from unitune.attention import no_controls
 from unitune.base_model import is_large

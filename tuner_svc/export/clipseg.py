@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers import CLIPSegForImageSegmentation, CLIPTokenizer
 
 from tuner_svc.export.check import check_batches, check_graph
+from tuner_svc.export.exported_folder import ExportError
 from tuner_svc.export.frozen import save_tokenizer
-from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
+from tuner_svc.export.graph import EXAMPLES, save, to_graph, weights_size
 from tuner_svc.model_folder import UnusableBaseModel, check_safetensors, read_object
 from unitune.graph_files import CLIPSEG, CLIPSEG_TOKENIZER
 from unitune.program_end import exit_code

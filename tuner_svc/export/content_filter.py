@@ -22,7 +22,8 @@ from torch.nn.functional import normalize
 
 from tuner_svc.export.check import check_batches, check_graph
 from tuner_svc.export.clip import OPENAI_MEAN, OPENAI_STD
-from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
+from tuner_svc.export.exported_folder import ExportError
+from tuner_svc.export.graph import EXAMPLES, save, to_graph, weights_size
 from tuner_svc.model_folder import UnusableBaseModel, check_safetensors, read_object
 from unitune.graph_files import CONTENT_FILTER, CONTENT_FILTER_ROUNDS_TO_ZERO
 from unitune.program_end import exit_code

@@ -16,7 +16,8 @@ from torch import Tensor
 from tuner_svc.base_model import BaseModel, DenoiserModule
 from tuner_svc.export.attention import fuse_attention
 from tuner_svc.export.controls import NoAttention, add_controls
-from tuner_svc.export.graph import ExportError, to_graph
+from tuner_svc.export.exported_folder import ExportError
+from tuner_svc.export.graph import to_graph
 from tuner_svc.export.operators import TRANSLATIONS
 from tuner_svc.export.weights import holding, mapped, randomised, write_random_weights, write_weights
 from unitune.attention import CONTROLLED_FILE

@@ -19,7 +19,8 @@ from torch.func import functional_call
 from tuner_svc.base_model import BaseModel, DenoiserModule
 from tuner_svc.export.check import answer_of
 from tuner_svc.export.denoiser import example, match, randomised_denoiser, store
-from tuner_svc.export.graph import ExportError, to_graph
+from tuner_svc.export.exported_folder import ExportError
+from tuner_svc.export.graph import to_graph
 from unitune.base_model import TensorSpec, file_digest
 from unitune.fp16_graph import (
     FP16_FOLDER,

@@ -10,7 +10,8 @@ from transformers import CLIPTokenizer
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export.check import check_batches, check_graph
-from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
+from tuner_svc.export.exported_folder import ExportError
+from tuner_svc.export.graph import EXAMPLES, save, to_graph, weights_size
 from unitune.base_model import check_side
 from unitune.graph_files import IMAGE_DECODER, IMAGE_ENCODER, SECOND_TOKENIZER, TEXT_ENCODER, TOKENIZER
 

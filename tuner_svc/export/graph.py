@@ -1,6 +1,7 @@
 """Exports a module as an ONNX graph through torch.export, with a dynamic batch size and no trace of the machine."""
 
 import contextlib
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,14 +13,13 @@ import torch
 from onnxscript import rewriter
 from torch import Tensor, nn
 
+from tuner_svc.export.exported_folder import ExportError
+
 EXAMPLES = 2
 MOST_INSIDE = 16 << 20  # bytes of weights in a graph's own file
+COLLECTED_AFTER = 50_000  # new objects, instead of 700
 SLOW_RULE = "SlicesSplit"
 OPSET = 20  # ONNX Runtime splits newer operators on a CPU, where they are then slower
-
-
-class ExportError(Exception):
-    """The base model cannot be exported faithfully; nothing was written under the final name."""
 
 
 def to_graph(
@@ -42,7 +42,7 @@ def to_graph(
     if step is not None:
         axes[0] |= {axis: step * torch.export.Dim(name) for axis, name in ((2, "h"), (3, "w"))}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that these graphs do not need
-    with warnings.catch_warnings(), _quick_rules():
+    with warnings.catch_warnings(), _tracing_alone(), _quick_rules():
         warnings.simplefilter("ignore")  # of deprecations within torch
         try:
             program = torch.onnx.export(
@@ -71,6 +71,21 @@ def to_graph(
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     return model
+
+
+@contextlib.contextmanager
+def _tracing_alone() -> Iterator[None]:
+    """Without what PyTorch and Python do beside the trace: a cache of shapes, which compares symbols at length, the
+    stack of each node, which no graph of ours keeps, and a collection of garbage every few hundred objects."""
+    emits, thresholds = not torch.fx.config.do_not_emit_stack_traces, gc.get_threshold()
+    torch.fx.config.do_not_emit_stack_traces = True
+    gc.set_threshold(COLLECTED_AFTER, *thresholds[1:])
+    try:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = not emits
+        gc.set_threshold(*thresholds)
 
 
 @contextlib.contextmanager

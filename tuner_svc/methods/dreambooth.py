@@ -38,11 +38,12 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: Progr
         )
 
     def loss(pictures: Tensor, timesteps: Tensor, noise: Tensor, *of_class: Tensor) -> Tensor:
+        weights = chosen.replacements()
         with mixed_precision(model.device):
-            found = denoising_loss(model, chosen.weights(), pictures, context, noising, Draws(timesteps, noise))
+            found = denoising_loss(model, weights, pictures, context, noising, Draws(timesteps, noise))
             if has_prior:
                 shown, *class_draws = of_class
-                prior_loss = denoising_loss(model, chosen.weights(), shown, class_context, noising, Draws(*class_draws))
+                prior_loss = denoising_loss(model, weights, shown, class_context, noising, Draws(*class_draws))
                 found = found + config.prior_weight * prior_loss
         return found
 

@@ -42,7 +42,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
 
     def denoiser_loss(timesteps: Tensor, noise: Tensor) -> Tensor:
         with mixed_precision(model.device):
-            return denoising_loss(model, chosen.weights(), latent, optimized, noising, Draws(timesteps, noise))
+            return denoising_loss(model, chosen.replacements(), latent, optimized, noising, Draws(timesteps, noise))
 
     optimizer = adam(chosen.parameters(), config.learning_rate)
     update = Update(model, denoiser_loss, optimizer, chosen.parameters(), ("imagic", config.mode), tracker.warn)

@@ -58,7 +58,7 @@ def update_of(
 
     def loss(timesteps: Tensor, noise: Tensor) -> Tensor:
         with mixed_precision(model.device):
-            return denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
+            return denoising_loss(model, chosen.replacements(), latent, context, noising, Draws(timesteps, noise))
 
     optimizer = optimizer or Adafactor(chosen.parameters(), learning_rate)
     return Update(model, loss, optimizer, chosen.parameters(), ("unitune", mode), warn)

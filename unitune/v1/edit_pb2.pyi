@@ -17,7 +17,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EditRequest(_message.Message):
-    __slots__ = ("parent", "tuning", "image", "image_data", "tuning_config", "prompt", "config", "seeds", "preview_every", "mask", "mask_image", "omit_metadata", "validate_only")
+    __slots__ = ("parent", "tuning", "image", "image_data", "tuning_config", "prompt", "config", "seeds", "preview_every", "mask", "mask_image", "omit_metadata", "validate_only", "request_id")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     TUNING_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class EditRequest(_message.Message):
     MASK_IMAGE_FIELD_NUMBER: _ClassVar[int]
     OMIT_METADATA_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     parent: str
     tuning: str
     image: str
@@ -44,7 +45,8 @@ class EditRequest(_message.Message):
     mask_image: str
     omit_metadata: bool
     validate_only: bool
-    def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    request_id: str
+    def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
     __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask", "repeats", "inverted", "eta", "guidance_interval", "automatic", "clip_filter", "prompt_to_prompt", "super_resolution", "fast", "timestep_spacing", "guidance_rescale", "second_pass", "tcd_gamma", "fast_lora")
@@ -320,7 +322,7 @@ class EditEvent(_message.Message):
         text: str
         def __init__(self, text: _Optional[str] = ...) -> None: ...
     class EditedImage(_message.Message):
-        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale", "blocked", "working_width", "working_height")
+        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale", "blocked", "working_width", "working_height", "png_url", "mask_url")
         INDEX_FIELD_NUMBER: _ClassVar[int]
         SEED_FIELD_NUMBER: _ClassVar[int]
         PNG_FIELD_NUMBER: _ClassVar[int]
@@ -333,6 +335,8 @@ class EditEvent(_message.Message):
         BLOCKED_FIELD_NUMBER: _ClassVar[int]
         WORKING_WIDTH_FIELD_NUMBER: _ClassVar[int]
         WORKING_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+        PNG_URL_FIELD_NUMBER: _ClassVar[int]
+        MASK_URL_FIELD_NUMBER: _ClassVar[int]
         index: int
         seed: int
         png: bytes
@@ -345,7 +349,9 @@ class EditEvent(_message.Message):
         blocked: bool
         working_width: int
         working_height: int
-        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ..., blocked: _Optional[bool] = ..., working_width: _Optional[int] = ..., working_height: _Optional[int] = ...) -> None: ...
+        png_url: str
+        mask_url: str
+        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ..., blocked: _Optional[bool] = ..., working_width: _Optional[int] = ..., working_height: _Optional[int] = ..., png_url: _Optional[str] = ..., mask_url: _Optional[str] = ...) -> None: ...
     class ImagePart(_message.Message):
         __slots__ = ("index", "png", "mask")
         INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -462,10 +468,12 @@ class Edit(_message.Message):
     def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Edit.State, str]] = ..., images: _Optional[_Iterable[_Union[EditEvent.EditedImage, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., tuning: _Optional[str] = ...) -> None: ...
 
 class GetEditRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "image_urls")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_URLS_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    image_urls: bool
+    def __init__(self, name: _Optional[str] = ..., image_urls: _Optional[bool] = ...) -> None: ...
 
 class CancelEditRequest(_message.Message):
     __slots__ = ("name",)

@@ -131,6 +131,9 @@ class EditServiceServicer:
         Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
         when the pictures together exceed 16 MiB: they come in the edit's stream alone; and with DATA_LOSS (EDIT_NOT_KEPT)
         when the server's store did not take them.
+
+        With `image_urls` it has URLs of the pictures in their place, however large they are together. Fails with
+        FAILED_PRECONDITION (NO_SIGNED_URLS) where the server's store is no bucket.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -30,7 +30,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from unitune.v1 import scope_pb2 as unitune_dot_v1_dot_scope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/image.proto\x12\nunitune.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unitune/v1/scope.proto\"\xdf\x01\n\x05Image\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05width\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06height\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmedia_type\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08warnings\x18\x08 \x03(\tB\x04\xe2\x41\x01\x03\"\xda\x01\n\x12UploadImageRequest\x12\x37\n\x06header\x18\x01 \x01(\x0b\x32%.unitune.v1.UploadImageRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\"\n\x04\x66ile\x18\n \x01(\x0b\x32\x14.google.api.HttpBody\x1aN\n\x06Header\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x06\n\x04part\"%\n\x0fGetImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\\\n\x11ListImagesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.unitune.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"E\n\x12\x44\x65leteImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rallow_missing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\xe5\x03\n\x0cImageService\x12|\n\x0bUploadImage\x12\x1e.unitune.v1.UploadImageRequest\x1a\x11.unitune.v1.Image\"8\xaa\xbb\x18\x02\x02\x03\x82\xd3\xe4\x93\x02,\"$/v1/{header.parent=tenants/*}/images:\x04\x66ile(\x01\x12h\n\x08GetImage\x12\x1b.unitune.v1.GetImageRequest\x1a\x11.unitune.v1.Image\",\xaa\xbb\x18\x03\x01\x02\x03\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=tenants/*/images/*}\x12y\n\nListImages\x12\x1d.unitune.v1.ListImagesRequest\x1a\x1e.unitune.v1.ListImagesResponse\",\xaa\xbb\x18\x03\x01\x02\x03\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=tenants/*}/images\x12r\n\x0b\x44\x65leteImage\x12\x1e.unitune.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\"+\xaa\xbb\x18\x02\x02\x03\x82\xd3\xe4\x93\x02\x1f*\x1d/v1/{name=tenants/*/images/*}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/image.proto\x12\nunitune.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unitune/v1/scope.proto\"\xdf\x01\n\x05Image\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05width\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06height\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmedia_type\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08warnings\x18\x08 \x03(\tB\x04\xe2\x41\x01\x03\"\xf0\x01\n\x12UploadImageRequest\x12\x37\n\x06header\x18\x01 \x01(\x0b\x32%.unitune.v1.UploadImageRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\"\n\x04\x66ile\x18\n \x01(\x0b\x32\x14.google.api.HttpBody\x1a\x64\n\x06Header\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06upload\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x42\x06\n\x04part\"+\n\x13\x43reateUploadRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"f\n\x06Upload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03url\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"%\n\x0fGetImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\\\n\x11ListImagesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.unitune.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"E\n\x12\x44\x65leteImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rallow_missing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\xdb\x04\n\x0cImageService\x12|\n\x0bUploadImage\x12\x1e.unitune.v1.UploadImageRequest\x1a\x11.unitune.v1.Image\"8\xaa\xbb\x18\x02\x02\x03\x82\xd3\xe4\x93\x02,\"$/v1/{header.parent=tenants/*}/images:\x04\x66ile(\x01\x12t\n\x0c\x43reateUpload\x12\x1f.unitune.v1.CreateUploadRequest\x1a\x12.unitune.v1.Upload\"/\xaa\xbb\x18\x02\x02\x03\x82\xd3\xe4\x93\x02#\"\x1e/v1/{parent=tenants/*}/uploads:\x01*\x12h\n\x08GetImage\x12\x1b.unitune.v1.GetImageRequest\x1a\x11.unitune.v1.Image\",\xaa\xbb\x18\x03\x01\x02\x03\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=tenants/*/images/*}\x12y\n\nListImages\x12\x1d.unitune.v1.ListImagesRequest\x1a\x1e.unitune.v1.ListImagesResponse\",\xaa\xbb\x18\x03\x01\x02\x03\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=tenants/*}/images\x12r\n\x0b\x44\x65leteImage\x12\x1e.unitune.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\"+\xaa\xbb\x18\x02\x02\x03\x82\xd3\xe4\x93\x02\x1f*\x1d/v1/{name=tenants/*/images/*}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,6 +59,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADIMAGEREQUEST_HEADER'].fields_by_name['size_bytes']._serialized_options = b'\342A\001\001'
   _globals['_UPLOADIMAGEREQUEST_HEADER'].fields_by_name['sha256']._loaded_options = None
   _globals['_UPLOADIMAGEREQUEST_HEADER'].fields_by_name['sha256']._serialized_options = b'\342A\001\001'
+  _globals['_UPLOADIMAGEREQUEST_HEADER'].fields_by_name['upload']._loaded_options = None
+  _globals['_UPLOADIMAGEREQUEST_HEADER'].fields_by_name['upload']._serialized_options = b'\342A\001\001'
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_CREATEUPLOADREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\001'
+  _globals['_UPLOAD'].fields_by_name['name']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_UPLOAD'].fields_by_name['url']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['url']._serialized_options = b'\342A\001\003'
+  _globals['_UPLOAD'].fields_by_name['expire_time']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
   _globals['_GETIMAGEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETIMAGEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_LISTIMAGESREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -73,6 +83,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEIMAGEREQUEST'].fields_by_name['allow_missing']._serialized_options = b'\342A\001\001'
   _globals['_IMAGESERVICE'].methods_by_name['UploadImage']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['UploadImage']._serialized_options = b'\252\273\030\002\002\003\202\323\344\223\002,\"$/v1/{header.parent=tenants/*}/images:\004file'
+  _globals['_IMAGESERVICE'].methods_by_name['CreateUpload']._loaded_options = None
+  _globals['_IMAGESERVICE'].methods_by_name['CreateUpload']._serialized_options = b'\252\273\030\002\002\003\202\323\344\223\002#\"\036/v1/{parent=tenants/*}/uploads:\001*'
   _globals['_IMAGESERVICE'].methods_by_name['GetImage']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['GetImage']._serialized_options = b'\252\273\030\003\001\002\003\202\323\344\223\002\037\022\035/v1/{name=tenants/*/images/*}'
   _globals['_IMAGESERVICE'].methods_by_name['ListImages']._loaded_options = None
@@ -82,17 +94,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE']._serialized_start=215
   _globals['_IMAGE']._serialized_end=438
   _globals['_UPLOADIMAGEREQUEST']._serialized_start=441
-  _globals['_UPLOADIMAGEREQUEST']._serialized_end=659
+  _globals['_UPLOADIMAGEREQUEST']._serialized_end=681
   _globals['_UPLOADIMAGEREQUEST_HEADER']._serialized_start=573
-  _globals['_UPLOADIMAGEREQUEST_HEADER']._serialized_end=651
-  _globals['_GETIMAGEREQUEST']._serialized_start=661
-  _globals['_GETIMAGEREQUEST']._serialized_end=698
-  _globals['_LISTIMAGESREQUEST']._serialized_start=700
-  _globals['_LISTIMAGESREQUEST']._serialized_end=792
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=794
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=874
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=876
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=945
-  _globals['_IMAGESERVICE']._serialized_start=948
-  _globals['_IMAGESERVICE']._serialized_end=1433
+  _globals['_UPLOADIMAGEREQUEST_HEADER']._serialized_end=673
+  _globals['_CREATEUPLOADREQUEST']._serialized_start=683
+  _globals['_CREATEUPLOADREQUEST']._serialized_end=726
+  _globals['_UPLOAD']._serialized_start=728
+  _globals['_UPLOAD']._serialized_end=830
+  _globals['_GETIMAGEREQUEST']._serialized_start=832
+  _globals['_GETIMAGEREQUEST']._serialized_end=869
+  _globals['_LISTIMAGESREQUEST']._serialized_start=871
+  _globals['_LISTIMAGESREQUEST']._serialized_end=963
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=965
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1045
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=1047
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=1116
+  _globals['_IMAGESERVICE']._serialized_start=1119
+  _globals['_IMAGESERVICE']._serialized_end=1722
 # @@protoc_insertion_point(module_scope)

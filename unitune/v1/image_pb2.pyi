@@ -37,14 +37,16 @@ class Image(_message.Message):
 class UploadImageRequest(_message.Message):
     __slots__ = ("header", "chunk", "file")
     class Header(_message.Message):
-        __slots__ = ("parent", "size_bytes", "sha256")
+        __slots__ = ("parent", "size_bytes", "sha256", "upload")
         PARENT_FIELD_NUMBER: _ClassVar[int]
         SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
         SHA256_FIELD_NUMBER: _ClassVar[int]
+        UPLOAD_FIELD_NUMBER: _ClassVar[int]
         parent: str
         size_bytes: int
         sha256: str
-        def __init__(self, parent: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+        upload: str
+        def __init__(self, parent: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., upload: _Optional[str] = ...) -> None: ...
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +54,22 @@ class UploadImageRequest(_message.Message):
     chunk: bytes
     file: _httpbody_pb2.HttpBody
     def __init__(self, header: _Optional[_Union[UploadImageRequest.Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., file: _Optional[_Union[_httpbody_pb2.HttpBody, _Mapping]] = ...) -> None: ...
+
+class CreateUploadRequest(_message.Message):
+    __slots__ = ("parent",)
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    def __init__(self, parent: _Optional[str] = ...) -> None: ...
+
+class Upload(_message.Message):
+    __slots__ = ("name", "url", "expire_time")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    url: str
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., url: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class GetImageRequest(_message.Message):
     __slots__ = ("name",)

@@ -44,6 +44,11 @@ class ImageServiceStub:
                 request_serializer=unitune_dot_v1_dot_image__pb2.UploadImageRequest.SerializeToString,
                 response_deserializer=unitune_dot_v1_dot_image__pb2.Image.FromString,
                 _registered_method=True)
+        self.CreateUpload = channel.unary_unary(
+                '/unitune.v1.ImageService/CreateUpload',
+                request_serializer=unitune_dot_v1_dot_image__pb2.CreateUploadRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_image__pb2.Upload.FromString,
+                _registered_method=True)
         self.GetImage = channel.unary_unary(
                 '/unitune.v1.ImageService/GetImage',
                 request_serializer=unitune_dot_v1_dot_image__pb2.GetImageRequest.SerializeToString,
@@ -86,6 +91,23 @@ class ImageServiceServicer:
         (UPLOAD_TOO_SLOW). When too many are under way, by number or by bytes, it fails with RESOURCE_EXHAUSTED
         (TOO_MANY_UPLOADS) and says when to send it again, and with RESOURCE_EXHAUSTED (TENANT_STORAGE_LIMIT) when the
         tenant's pictures and weights take all that they may. Nothing is kept of a failed upload.
+
+        With `header.upload` the file is what lies in that upload. Fails with NOT_FOUND (UPLOAD_NOT_FOUND) for one that was
+        claimed, that was refused for its bytes, or that is too old, and with FAILED_PRECONDITION (UPLOAD_EMPTY) while nothing
+        was put there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUpload(self, request, context):
+        """CreateUpload answers with a URL that takes a picture's file by an HTTP PUT: the file goes past this server into its
+        bucket. Then UploadImage with `header.upload` and no bytes makes it an image, once, with every check of an upload.
+
+        The URL is for whoever has it, for 15 minutes. An upload that is not claimed is deleted an hour after it was made.
+        Fails with FAILED_PRECONDITION (NO_SIGNED_URLS) where the server's store is no bucket: send the file to UploadImage.
+        Fails with RESOURCE_EXHAUSTED (TENANT_STORAGE_LIMIT) when the tenant's pictures and weights, and what lies in its
+        uploads, take all that they may, and (TENANT_UPLOAD_LIMIT) when it has 32 uploads that are not claimed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +144,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.UploadImage,
                     request_deserializer=unitune_dot_v1_dot_image__pb2.UploadImageRequest.FromString,
                     response_serializer=unitune_dot_v1_dot_image__pb2.Image.SerializeToString,
+            ),
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=unitune_dot_v1_dot_image__pb2.CreateUploadRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_image__pb2.Upload.SerializeToString,
             ),
             'GetImage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetImage,
@@ -170,6 +197,33 @@ class ImageService:
             '/unitune.v1.ImageService/UploadImage',
             unitune_dot_v1_dot_image__pb2.UploadImageRequest.SerializeToString,
             unitune_dot_v1_dot_image__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unitune.v1.ImageService/CreateUpload',
+            unitune_dot_v1_dot_image__pb2.CreateUploadRequest.SerializeToString,
+            unitune_dot_v1_dot_image__pb2.Upload.FromString,
             options,
             channel_credentials,
             insecure,

@@ -164,7 +164,7 @@ class TuningServiceServicer:
 
         The stream starts after the event numbered `after_sequence`, so a client that lost its connection
         goes on where it was: no event is missing, none comes twice. If that event is no longer kept, the first
-        event is a `snapshot`. It is never silent for more than 15 seconds (`heartbeat`). It ends with exactly one
+        event is a `snapshot`; kept are the last 512, and an hour after the tuning's end the last one alone. It is never silent for more than 15 seconds (`heartbeat`). It ends with exactly one
         of `ready`, `failed` or `cancelled`, then the status OK: a tuning's failure is an event, not the stream's.
         Resumed after that last event, it ends at once.
         Fails with NOT_FOUND (TUNING_NOT_FOUND), with INVALID_ARGUMENT (INVALID_FIELD) for an `after_sequence` that no

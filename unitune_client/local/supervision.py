@@ -36,7 +36,7 @@ class Service:
     ) -> None:
         """`settings` name its own address under UNITUNE_NAME_ADDRESS; `keep_open` are files that it inherits."""
         self.name, self.log, self.address = name, log, ""
-        self._module, self._settings, self._keep_open = module, settings, keep_open
+        self._module, self.settings, self._keep_open = module, settings, keep_open
         self._log_bytes = 0  # what earlier runs wrote
         self.process = self._start()
         self.began_s = time.monotonic()
@@ -57,7 +57,7 @@ class Service:
     def restart(self) -> None:
         """Start it again, at the same address."""
         if self.address:
-            self._settings[f"UNITUNE_{self.name.upper()}_ADDRESS"] = self.address
+            self.settings[f"UNITUNE_{self.name.upper()}_ADDRESS"] = self.address
         self.began_s = time.monotonic()
         self.process = self._start()
         self.starts_at_s, self.is_awaited = None, True
@@ -69,7 +69,7 @@ class Service:
     def _start(self) -> programs.Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned it away
         self._log_bytes = self.log.stat().st_size if self.log.exists() else 0
-        return programs.start([self._module], self._settings, self.log, keep_open=self._keep_open)
+        return programs.start([self._module], self.settings, self.log, keep_open=self._keep_open)
 
 
 class Supervisor:

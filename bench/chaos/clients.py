@@ -1,0 +1,126 @@
+"""Tenants of a fleet: one that edits politely, one that tunes as much as it may and more, one whose tunings kill."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any
+
+from bench.chaos.poisoned_tuner import POISON
+from bench.soak.clients import LONGEST_S, PROMPTS, RECONNECT_S, SHORT, drawn
+from bench.soak.ledger import DONE, KnownTuning, Ledger, Outcome, may_be_tried_again
+from unitune.errors import ResourceExhausted, UniTuneError
+from unitune_client import AsyncClient
+from unitune_client.events import TuningState
+
+POLITE, GREEDY, POISONER = "polite", "greedy", "poisoner"
+POLITE_EDIT, GREEDY_TUNING, POISON_TUNING = "polite edit", "greedy tuning", "poison tuning"
+LIMITED = "refused beyond the limit"
+POLITE_PAUSE_S, POISON_PAUSE_S = 0.5, 30.0
+GREEDY_TASKS = 10
+
+
+class Tenant:
+    """What these tenants share: a client of the SDK, draws and the ledger."""
+
+    def __init__(self, name: str, address: str, draws: Random, ledger: Ledger) -> None:
+        self.name, self._draws, self._ledger = name, draws, ledger
+        self._sdk = AsyncClient(address, tenant=name, reconnect_s=RECONNECT_S)
+
+    async def live(self, stopping: asyncio.Event) -> None:
+        """Act until told to stop."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Close the client."""
+        await self._sdk.close()
+
+    async def repeat(
+        self, stopping: asyncio.Event, what: str, work: Callable[[], Coroutine[Any, Any, str]], pause_s: float
+    ) -> None:
+        """Do something again and again until told to stop, and note each time how it ended."""
+        while not stopping.is_set():
+            began = self._ledger.now_s
+            try:
+                async with asyncio.timeout(LONGEST_S):
+                    ended = await work()
+            except TimeoutError:
+                ended = f"no end within {LONGEST_S:.0f} s"
+                self._ledger.wrong(f"{self.name}: {what}: {ended}")
+            except UniTuneError as error:
+                ended = error.reason
+                if not may_be_tried_again(error):
+                    self._ledger.wrong(f"{self.name}: {what}: {error.code.name} {error.reason}: {error}")
+            self._ledger.outcomes.append(Outcome(began, self.name, what, ended, self._ledger.now_s - began))
+            try:
+                await asyncio.wait_for(stopping.wait(), pause_s)
+            except TimeoutError:
+                continue
+
+    async def _tuned(self, known: KnownTuning) -> str:
+        """Watch a tuning to its end; its last state."""
+        try:
+            async for event in self._sdk.watch_tuning(known.name):
+                if event.sequence:
+                    known.sequences.append(event.sequence)
+        except UniTuneError as error:
+            state = (await self._sdk.get_tuning(known.name)).state
+            if state != TuningState.FAILED:
+                raise
+            known.ends.append(error.reason)
+            return error.reason
+        known.ends.append("ready")
+        return DONE
+
+    async def _create(self, **config: Any) -> KnownTuning:
+        image = await self._sdk.upload_image(drawn(self._draws.getrandbits(40) + 99))
+        tuning = await self._sdk.create_tuning(image, **{**SHORT, **config})
+        return self._ledger.tuning(tuning.name, self.name)
+
+
+class Polite(Tenant):
+    """One small edit after the other."""
+
+    async def live(self, stopping: asyncio.Event) -> None:
+        """Edit until told to stop."""
+        await self.repeat(stopping, POLITE_EDIT, self._edit, POLITE_PAUSE_S)
+
+    async def _edit(self) -> str:
+        picture, prompt = drawn(self._draws.randrange(3)), self._draws.choice(PROMPTS)
+        await self._sdk.edit_to_end(picture, prompt, method="sdedit", num_inference_steps=3)
+        return DONE
+
+
+class Greedy(Tenant):
+    """More tunings at a time than it may have."""
+
+    async def live(self, stopping: asyncio.Event) -> None:
+        """Tune until told to stop."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(GREEDY_TASKS):
+                group.create_task(self.repeat(stopping, GREEDY_TUNING, self._tune, self._draws.uniform(0.2, 1.0)))
+
+    async def _tune(self) -> str:
+        try:
+            known = await self._create()
+        except ResourceExhausted as error:
+            if error.reason != "TENANT_TUNING_LIMIT":
+                raise
+            return LIMITED
+        return await self._tuned(known)
+
+
+class Poisoner(Tenant):
+    """A tuning now and then that kills every tuner which takes it."""
+
+    def __init__(self, name: str, address: str, draws: Random, ledger: Ledger) -> None:
+        super().__init__(name, address, draws, ledger)
+        self.poisons: list[str] = []  # their names
+
+    async def live(self, stopping: asyncio.Event) -> None:
+        """Make them until told to stop."""
+        await self.repeat(stopping, POISON_TUNING, self._poison, POISON_PAUSE_S)
+
+    async def _poison(self) -> str:
+        known = await self._create(tuning_seed=POISON)
+        self.poisons.append(known.name)
+        return await self._tuned(known)

@@ -1,0 +1,1 @@
+"""A small fleet on one machine: several gateways, tuners and samplers of real processes, under a load."""
