@@ -232,6 +232,7 @@ class SamplerConnection:
         self._faults += 1
         if self._faults >= FAULTS:
             self._faulty_until_s = time.monotonic() + FAULTY_S
+        if self._faults == FAULTS:
             fields: telemetry.Fields = {"upstream": "sampler", "address": self.address}
             telemetry.event(logger, "edits of a sampler fail", level=logging.WARNING, **fields)
 
