@@ -15,7 +15,7 @@ from gateway.samplers import Samplers
 from gateway.state import State
 from unitune import store_paths, telemetry
 from unitune.errors import UniTuneError
-from unitune.v1.tuning_pb2 import Tuning, WeightsRef
+from unitune.v1.tuning_pb2 import WeightsRef
 
 logger = logging.getLogger(__name__)
 
@@ -93,18 +93,20 @@ class Evictions:
     async def forget_dead(self, sampler: SamplerConnection, held: Sequence[WeightsRef]) -> None:
         """Make one sampler forget what it holds of tunings that are no more. It may have been away when they ended."""
         try:
-            for weights in held:
-                if not await self._is_live(weights):
-                    telemetry.event(logger, "sampler held deleted weights", digest=weights.digest)
-                    await sampler.evict(weights.digest)
+            for digest in await self._dead(held):
+                telemetry.event(logger, "sampler held deleted weights", digest=digest)
+                await sampler.evict(digest)
         except UniTuneError:  # the sampler or the state is away; the next watch tells again
             pass
         except Exception:
             telemetry.failure(logger, "weights of samplers not compared")
 
-    async def _is_live(self, weights: WeightsRef) -> bool:
-        path = store_paths.read_weights(weights.path)
-        if path is None:
-            return False
-        tuning = await self._state.get(str(Name(path.tenant, "tunings", path.tuning)))
-        return tuning is not None and tuning.state == Tuning.STATE_READY and tuning.weights.digest == weights.digest
+    async def _dead(self, held: Sequence[WeightsRef]) -> list[str]:
+        names = {weights.digest: _tuning_of(weights) for weights in held}
+        live = await self._state.ready_weights([name for name in names.values() if name is not None])
+        return [digest for digest, name in names.items() if name is None or live.get(name) != digest]
+
+
+def _tuning_of(weights: WeightsRef) -> str | None:
+    path = store_paths.read_weights(weights.path)
+    return str(Name(path.tenant, "tunings", path.tuning)) if path is not None else None

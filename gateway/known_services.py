@@ -31,7 +31,6 @@ class KnownServices:
 
     async def begin(self) -> None:
         """Ask the samplers once. Of whom nothing is known, use what an earlier process knew."""
-        await self._ask()
         try:
             if self._state.is_shared:
                 await self._share()
@@ -39,10 +38,11 @@ class KnownServices:
                 self._kept = await self._state.known()
                 if self._tuners.known is None and TUNER in self._kept:
                     self._tuners.known = TunerInfo.FromString(self._kept[TUNER])
-            if self._samplers.known is None and SAMPLER in self._kept:
+            if SAMPLER in self._kept:
                 self._samplers.recall(SamplerInfo.FromString(self._kept[SAMPLER]))
         except Exception:  # it matters only to requests that come before a service answers
             telemetry.failure(logger, "services not recalled")
+        await self._ask()
 
     async def poll(self, every_s: float) -> None:
         """Ask at intervals, and keep what is new."""
@@ -59,6 +59,9 @@ class KnownServices:
         try:
             is_up = await self._samplers.ask_all()
         except UniTuneError:
+            is_up = False
+        except Exception:  # a fault of ours, which must not end the task that asks
+            telemetry.failure(logger, "samplers not asked")
             is_up = False
         metrics.UPSTREAM_UP.labels(SAMPLER).set(is_up)
         metrics.UPSTREAM_UP.labels(TUNER).set(self._tuners.is_any_there)

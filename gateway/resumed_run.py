@@ -11,7 +11,6 @@ class ResumedRun:
     """
 
     def __init__(self) -> None:
-        self.has_begun = False  # anything but heartbeats has been passed on
         self._passed: set[int] = set()  # pictures, by their index
         self._held: list[SampleEvent] = []
         self._missing_bytes = 0
@@ -28,7 +27,6 @@ class ResumedRun:
                 self._held.append(event)
                 self._missing_bytes -= len(event.image_part.png) + len(event.image_part.mask)
             case _:
-                self.has_begun = True
                 return [event]
         if self._missing_bytes > 0:
             return []
@@ -37,5 +35,4 @@ class ResumedRun:
         if index in self._passed:
             return []
         self._passed.add(index)
-        self.has_begun = True
         return whole

@@ -26,7 +26,8 @@ class Replica:
     loading: frozenset[str] = frozenset()  # into its engines
     kept: frozenset[str] = frozenset()  # decoded, in its memory
     engines: int = 1
-    queued_s: float = 0.0  # until a run that comes now has an engine
+    runs: int = 0  # with an engine, and waiting for one
+    queued_s: float = 0.0  # until a run that comes now has an engine; 0 while `edit_s` is, however many wait
     edit_s: float = 0.0  # of an edit, without waiting and refit
     refit_s: float = 0.0  # of a refit from the store
     kept_refit_s: float = 0.0  # of a refit with kept weights
@@ -59,7 +60,10 @@ def choose(weights: str, replicas: Sequence[Replica], chance: random.Random) -> 
     kept_refit_s = _mean((replica.kept_refit_s for replica in replicas), refit_s / 2)
 
     def predicted_s(replica: Replica) -> float:
-        wait_s = replica.queued_s + replica.unacknowledged * (replica.edit_s or edit_s) / max(1, replica.engines)
+        wait_s = replica.queued_s
+        if not replica.edit_s:
+            wait_s = max(0, 1 + replica.runs - replica.engines) * edit_s / replica.engines
+        wait_s += replica.unacknowledged * (replica.edit_s or edit_s) / replica.engines
         if weights in replica.kept and weights not in replica.resident:
             return wait_s + kept_refit_s
         return wait_s + {WARM: 0.0, HALF_WAY: refit_s / 2}.get(replica.step(weights), refit_s)

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from gateway.sampler_choice import Replica
 from gateway.upstreams import CALL_S, unanswered
 from unitune import peers, serving, telemetry
 from unitune.certificates import CertificateReader
-from unitune.errors import ResourceExhausted, UniTuneError, from_status
+from unitune.errors import Internal, ResourceExhausted, UniTuneError, from_status
 from unitune.v1.sampler_pb2 import (
     CheckTuningRequest,
     EvictRequest,
@@ -46,6 +46,8 @@ END_S = 1.0  # for a stream to end after its last event
 WATCH_S = 60.0  # of one watch; the next one begins with all that the sampler holds
 WATCH_AGAIN_S = 0.5  # after a watch that broke off
 STALE_S = 3.0  # of a state, which comes once a second at least
+FAULTS = 2  # edits that fail one after the other by a fault of the sampler, before it is the last choice
+FAULTY_S = 10.0  # for which it is then, until another edit tries it
 STATE_LAG_S = 0.2  # from an edit's dispatch to a state that has it, at most ten times a second
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # its stubs lack it
@@ -99,6 +101,9 @@ class SamplerConnection:
         self._state = ReplicaState()
         self._resident, self._loading, self._kept = frozenset[str](), frozenset[str](), frozenset[str]()  # of it
         self._state_s = -math.inf  # when it came
+        self._ends_watch = False
+        self._forgetting: asyncio.Future[None] | None = None
+        self._faults, self._faulty_until_s = 0, -math.inf
         self.in_flight = 0  # edits
         self._unacknowledged: list[tuple[float, str]] = []  # when they were sent, and with which weights
 
@@ -106,6 +111,11 @@ class SamplerConnection:
     def is_answering(self) -> bool:
         """Whether it answered when it was last asked, or told its state."""
         return self._has_answered and not self._is_silent
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether it is new: it has not answered yet, and has not failed to."""
+        return self.known is None and not self._is_silent
 
     @property
     def is_watched(self) -> bool:
@@ -116,6 +126,11 @@ class SamplerConnection:
     def is_draining(self) -> bool:
         """Whether it said that it takes no more edits."""
         return self.is_watched and self._state.draining
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether its last edits all failed by a fault of its own. Its queue is short, and draws more of them."""
+        return time.monotonic() < self._faulty_until_s
 
     @property
     def epoch(self) -> str:
@@ -134,6 +149,7 @@ class SamplerConnection:
             loading=self._loading.union(weights for _, weights in self._unacknowledged if weights),
             kept=self._kept,
             engines=max(1, state.engines),
+            runs=state.running + state.waiting,
             queued_s=state.queued_s,
             edit_s=state.edit_s,
             refit_s=state.refit_s,
@@ -144,6 +160,7 @@ class SamplerConnection:
 
     async def close(self) -> None:
         """Close the channels; calls that run are cancelled."""
+        self._stop_forgetting()
         for task in self._old:
             task.cancel()
         await asyncio.gather(*self._old, return_exceptions=True)
@@ -151,7 +168,7 @@ class SamplerConnection:
 
     def renew(self) -> None:
         """Connect anew if the certificate has changed. What runs goes on over its old connection."""
-        if self._certificates is not None and self._certificates.changed():
+        if self._certificates is not None and self._certificates.newest() is not self._connections.certificate:
             task = asyncio.create_task(self._connections.close_after_streams())
             self._old.add(task)
             task.add_done_callback(self._old.discard)
@@ -178,26 +195,45 @@ class SamplerConnection:
 
     async def evict(self, digest: str) -> None:
         """Make the sampler forget weights."""
-        await self._call(self._connections.sampler.Evict, EvictRequest(digest=digest))
+        await self._call(self._connections.sampler.Evict, EvictRequest(digest=digest), may_be_slow=True)
 
     async def load(self, weights: WeightsRef) -> None:
         """Have the sampler put weights into an engine, if one is free. Raises the sampler's error."""
-        await self._call(self._connections.sampler.Load, LoadRequest(weights=weights), timeout_s=LOAD_S)
+        request = LoadRequest(weights=weights)
+        await self._call(self._connections.sampler.Load, request, timeout_s=LOAD_S, may_be_slow=True)
 
     async def sample(self, request: SampleRequest, timeout_s: float | None) -> AsyncGenerator[SampleEvent, None]:
         """Sample; closing the iterator cancels it before its next step."""
         connections, sent = self._connections, (time.monotonic(), request.weights.digest)
-        call = connections.sampling.Sample(request, timeout=timeout_s)
+        with _closed_is_unanswered():
+            call = connections.sampling.Sample(request, timeout=timeout_s)
         self.in_flight += 1
         self._unacknowledged.append(sent)
         try:
             async with aclosing(self._stream(connections, call)) as events:
                 async for event in events:
+                    self._note_end(event)
                     yield event
+        except Internal:
+            self._note_fault()
+            raise
         finally:
             self.in_flight -= 1
             if sent in self._unacknowledged:
                 self._unacknowledged.remove(sent)
+
+    def _note_end(self, event: SampleEvent) -> None:
+        if event.HasField("done"):
+            self._faults, self._faulty_until_s = 0, -math.inf
+        elif event.HasField("failed") and isinstance(from_status(event.failed), Internal):
+            self._note_fault()
+
+    def _note_fault(self) -> None:
+        self._faults += 1
+        if self._faults >= FAULTS:
+            self._faulty_until_s = time.monotonic() + FAULTY_S
+            fields: telemetry.Fields = {"upstream": "sampler", "address": self.address}
+            telemetry.event(logger, "edits of a sampler fail", level=logging.WARNING, **fields)
 
     async def watch(self, on_change: Callable[[], None], forget: Forget) -> None:
         """Follow the sampler's state until the address is no sampler's any more, and nothing is left there.
@@ -214,17 +250,26 @@ class SamplerConnection:
             if is_lost:
                 self._state_s = -math.inf
                 on_change()
-                if not self.is_named:
-                    return
-                await asyncio.sleep(WATCH_AGAIN_S)
-            elif not self.is_named and not self.in_flight:
+            if not self.is_named and not self.in_flight:  # one that drains ends the watch before its last edits
                 return
+            if is_lost:
+                await asyncio.sleep(WATCH_AGAIN_S)
+
+    def _stop_forgetting(self) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+
+    def watch_anew(self) -> None:
+        """End the watch with the next state that comes. The one after it begins with all that the sampler holds."""
+        self._ends_watch = True
 
     async def _watch_once(self, on_change: Callable[[], None], forget: Forget) -> None:
-        """Until the watch's own end. Raises AioRpcError for any other end."""
-        call = self._connections.sampling.WatchReplica(WatchReplicaRequest(), timeout=WATCH_S)
+        """Until the watch's own end, or that of `watch_anew`. Raises AioRpcError for any other end."""
+        self._ends_watch = False
+        with _closed_is_unanswered():
+            call = self._connections.sampling.WatchReplica(WatchReplicaRequest(), timeout=WATCH_S)
         try:
-            while (state := await call.read()) is not _EOF:
+            while (state := await _read(call)) is not _EOF:
                 before = self.is_watched and self.is_answering, self._state.draining
                 self._state, self._state_s = state, time.monotonic()
                 self._resident, self._loading = frozenset(state.resident), frozenset(state.loading)
@@ -232,8 +277,11 @@ class SamplerConnection:
                 self._answers()
                 if before != (True, state.draining):
                     on_change()
-                if state.held:
-                    await forget(self, state.held)
+                if state.held:  # beside the states, which go on
+                    self._stop_forgetting()
+                    self._forgetting = asyncio.ensure_future(forget(self, state.held))
+                if self._ends_watch:
+                    return
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or not self.is_watched:
                 raise
@@ -242,10 +290,17 @@ class SamplerConnection:
         finally:
             call.cancel()
 
-    async def _call(self, method: Any, request: Any, *, timeout_s: float = CALL_S, waits: bool = True) -> Any:
+    async def _call(
+        self, method: Any, request: Any, *, timeout_s: float = CALL_S, waits: bool = True, may_be_slow: bool = False
+    ) -> Any:
+        """With `may_be_slow` a sampler that does not answer in time may be at work: other calls tell whether it is
+        away."""
         try:
-            answer = await method(request, timeout=timeout_s, wait_for_ready=waits)
+            with _closed_is_unanswered():
+                answer = await method(request, timeout=timeout_s, wait_for_ready=waits)
         except grpc.aio.AioRpcError as error:
+            if may_be_slow and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise unanswered("sampler") from None
             raise self._translated(error) from None
         self._answers()
         return answer
@@ -276,7 +331,7 @@ class SamplerConnection:
             connections.streams -= 1
 
     async def _next_event(self, call: Any) -> Any:
-        reading = asyncio.ensure_future(call.read())
+        reading = asyncio.ensure_future(_read(call))
         try:
             # In several waits: if this process itself stood still, at most one of them passed.
             for _ in range(SILENCE_CHECKS):
@@ -322,7 +377,7 @@ class Connections:
 
     def __init__(self, sampler: str, certificates: CertificateReader | None) -> None:
         credentials = certificates.channel_credentials() if certificates is not None else None
-
+        self.certificate = certificates.current if certificates is not None else None
         self._channels = [
             serving.channel(sampler, service_config=_SERVICE_CONFIG, credentials=credentials, name=peers.SAMPLER)
             for _ in range(2)
@@ -344,6 +399,27 @@ class Connections:
                 await asyncio.sleep(CALL_S)
         finally:
             await self.close()
+
+
+async def _read(call: Any) -> Any:
+    with _closed_is_unanswered():
+        return await call.read()
+
+
+@contextlib.contextmanager
+def _closed_is_unanswered() -> Iterator[None]:
+    """A call whose channel is closed ends as if its task were cancelled, and a later one with UsageError. Both raise
+    Unavailable (BACKEND_DOWN) instead; a task that is really cancelled is.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise unanswered("sampler") from None
+    except grpc.aio.UsageError:
+        raise unanswered("sampler") from None
 
 
 async def _read_to_end(call: Any) -> None:

@@ -60,6 +60,7 @@ class Samplers:
         self._unresolved: set[str] = set()
         self._connections: dict[str, SamplerConnection] = {}  # by address
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._lookups: dict[str, asyncio.Task[list[str]]] = {}  # that run, by name
         self._resolved = asyncio.Event()
         self._recalled: SamplerInfo | None = None
         self._base_model = ""  # that of most samplers
@@ -78,12 +79,13 @@ class Samplers:
                 await self._resolve()
                 await asyncio.sleep(self._resolve_s)
         finally:
-            for watch in self._watches.values():
-                watch.cancel()
-            await asyncio.gather(*self._watches.values(), return_exceptions=True)
+            tasks = [*self._watches.values(), *self._lookups.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _resolve(self) -> None:
-        found = await asyncio.gather(*map(_addresses_of, self._names), return_exceptions=True)
+        found = await asyncio.gather(*map(self._look_up, self._names), return_exceptions=True)
         for name, addresses in zip(self._names, found, strict=True):
             if isinstance(addresses, BaseException):  # those that it had before may still be right
                 if name not in self._unresolved:
@@ -104,6 +106,17 @@ class Samplers:
             connection.is_named = address in named
         self._resolved.set()
         self._note()
+
+    async def _look_up(self, name: str) -> list[str]:
+        # A lookup that hangs keeps one of the event loop's few threads: a second of the same name would take another.
+        if name not in self._lookups:
+            self._lookups[name] = asyncio.create_task(sampler_addresses.resolved(name))
+        looking = self._lookups[name]
+        await asyncio.wait({looking}, timeout=RESOLVE_S)
+        if not looking.done():
+            raise TimeoutError
+        del self._lookups[name]
+        return looking.result()
 
     async def _watch(self, connection: SamplerConnection) -> None:
         try:
@@ -136,8 +149,11 @@ class Samplers:
         return of_base_model[0].known if of_base_model else self._recalled
 
     def recall(self, info: SamplerInfo) -> None:
-        """What an earlier process knew, for as long as no sampler has answered."""
+        """What an earlier process knew, for as long as no sampler has answered. Its base model stays until most
+        samplers have another one."""
         self._recalled = info
+        self._base_model = info.base_model.digest
+        self._note()
 
     async def ask_all(self) -> bool:
         """Ask all what they are; whether any answers."""
@@ -174,13 +190,14 @@ class Samplers:
 
     def _note(self) -> None:
         """Something has changed: find the base model of most samplers, and tell how many there are for edits."""
-        answering = [one for one in self._named() if one.is_answering and one.known is not None]
-        counts = Counter(one.known.base_model.digest for one in answering if one.known is not None)
+        # Those that are away count, too: one that strays is not most while the others start again.
+        counts = Counter(one.known.base_model.digest for one in self._named() if one.known is not None)
         if counts:
-            most = max(counts.values())
-            if counts[self._base_model] < most:
+            most, unheard = max(counts.values()), sum(one.is_unheard for one in self._named())
+            is_nobodys = not self._base_model or not (counts[self._base_model] or unheard)
+            if is_nobodys or 2 * most > counts.total() + unheard:
                 self._base_model = min(digest for digest, count in counts.items() if count == most)
-        left_out = {one.address for one in answering if self._is_of_another_model(one)}
+        left_out = {one.address for one in self._named() if one.is_answering and self._is_of_another_model(one)}
         for address in left_out - self._left_out:
             telemetry.event(logger, "sampler of another base model left out", level=logging.WARNING, address=address)
         self._left_out = left_out
@@ -246,13 +263,17 @@ class Samplers:
         return await self._ask(lambda sampler, waits: sampler.check_sample(request, waits=waits))
 
     async def evict(self, digest: str) -> None:
-        """Make all samplers forget weights. One that is away tells what it holds when it is watched again.
+        """Make all samplers forget weights. One that is away, or fails, tells what it holds when its state comes again.
 
         Raises Unavailable (BACKEND_DOWN) if none answers.
         """
         await self._until_resolved()
         asked = [one for one in self._connections.values() if one.is_watched] or self._named()
         answers = await asyncio.gather(*(one.evict(digest) for one in asked), return_exceptions=True)
+        evicted = {one for one, answer in zip(asked, answers, strict=True) if not isinstance(answer, BaseException)}
+        for connection in self._connections.values():
+            if connection not in evicted:
+                connection.watch_anew()
         if all(isinstance(answer, BaseException) for answer in answers):
             raise answers[0]  # type: ignore[misc]
 
@@ -275,16 +296,18 @@ class Samplers:
                 raise unanswered("sampler")
             sampler = self._chosen(request.weights.digest, untried)
             tried.add(sampler.address)
+            has_begun = False  # anything of this sampler but heartbeats has been passed on
             try:
                 async with aclosing(sampler.sample(request, left_s)) as events:
                     async for event in events:
                         for passed in [event] if is_alone else run.passed(event):
+                            has_begun = has_begun or not passed.HasField("heartbeat")
                             yield passed
                         if event.WhichOneof("event") in ("done", "failed"):
                             return
                 raise unanswered("sampler")  # it ended without a last event
             except Unavailable as error:
-                later += run.has_begun
+                later += has_begun
                 others = [one for one in self._usable() if one.address not in tried]
                 is_late = ends_s is not None and time.monotonic() >= ends_s
                 if is_alone or is_late or not others or later > MOVES_LATER or len(tried) > MOVES:
@@ -296,17 +319,14 @@ class Samplers:
                 }
                 telemetry.event(logger, "edit begins again", level=logging.WARNING, **fields)
                 metrics.EDIT_MOVES.inc()
-            if run.has_begun:
+            if has_begun:
                 yield SampleEvent(warning=EditEvent.Warning(text=LOST))
 
     def _chosen(self, weights: str, usable: Sequence[SamplerConnection]) -> SamplerConnection:
-        replicas = {one.address: one.replica() for one in usable}
+        replicas = {one.address: one.replica() for one in usable if not one.is_faulty}
+        if not replicas:
+            replicas = {one.address: one.replica() for one in usable}
         return self._connections[choose(weights, list(replicas.values()), self._chance).address]
-
-
-async def _addresses_of(name: str) -> list[str]:
-    async with asyncio.timeout(RESOLVE_S):
-        return await sampler_addresses.resolved(name)
 
 
 async def _forget_nothing(connection: SamplerConnection, held: Sequence[WeightsRef]) -> None:

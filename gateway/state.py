@@ -164,6 +164,12 @@ class State(StateOfEdits, StateOfServices):
         return self._one(tx, name)
 
     @operation
+    def ready_weights(self, tx: Transaction, names: Sequence[str]) -> dict[str, str]:
+        """The digests of the weights of these tunings, by name, of those that are READY."""
+        ready = [_found(row).tuning for row in tx.rows_of(statements.READY_TUNINGS, names=names)]
+        return {tuning.name: tuning.weights.digest for tuning in ready}
+
+    @operation
     def page(self, tx: Transaction, tenant: str, state: int, after: int, size: int) -> Page:
         """Tunings of one tenant; state 0 means any, `after` 0 means from the newest."""
         statement, of_state = (statements.PAGE_OF_STATE, {"the_state": state}) if state else (statements.PAGE, {})

@@ -57,6 +57,7 @@ is_unfinished = is_queued | is_running
 _stored = (tunings.c.number, tunings.c.last_event, tunings.c.blob)
 _tuning = select(*_stored)
 TUNING = _tuning.where(tunings.c.name == the_name)
+READY_TUNINGS = _tuning.where(tunings.c.name.in_(bindparam("names", expanding=True)), is_ready)
 LOCKED_TUNING = TUNING.with_for_update()
 LIVE_TUNING = _tuning.where(tunings.c.tenant == the_tenant, tunings.c.key == bindparam("the_key"), IS_LIVE)
 PAGE = (

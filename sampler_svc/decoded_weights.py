@@ -78,6 +78,8 @@ class DecodedOnce(Mapping[str, NDArray[Any]]):
             tensor = self._tensors[name]
             tensor.setflags(write=False)  # the engine that gets it next must find the same
             self._decoded[name] = tensor
+            if len(self._decoded) == len(self._tensors):
+                self._tensors = self._decoded  # what they were decoded from takes memory, too
         return self._decoded[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -173,11 +173,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._forget(request.digest)
         for run in self._runs.values():
             run.is_evicted |= run.weights == request.digest
-        for pool in self._pools:
-            for weights in (request.digest, with_fast_lora(request.digest)):
-                await asyncio.to_thread(pool.evict, weights)
+        await asyncio.to_thread(self._evict_from_engines, request.digest)
         self._notify_watchers()
         return sampler_pb2.EvictResponse()
+
+    def _evict_from_engines(self, digest: str) -> None:
+        """In a thread, where a caller's deadline does not end it between two pools."""
+        for pool in self._pools:
+            for weights in (digest, with_fast_lora(digest)):
+                pool.evict(weights)
 
     async def WatchReplica(
         self, request: sampler_pb2.WatchReplicaRequest, context: Any

@@ -55,6 +55,7 @@ class Gateways:
 
     def _connect(self) -> None:
         credentials = self._certificates.channel_credentials() if self._certificates is not None else None
+        self._certificate = self._certificates.current if self._certificates is not None else None
         self._channels = [
             serving.channel(address, credentials=credentials, name=peers.GATEWAY) for address in self._addresses
         ]
@@ -65,7 +66,7 @@ class Gateways:
         if self._certificates is None or time.monotonic() < self._looks_again_s:
             return
         self._looks_again_s = time.monotonic() + LOOKS_S
-        if self._certificates.changed():
+        if self._certificates.newest() is not self._certificate:
             task = asyncio.create_task(_close(self._channels, after_s=OLD_S))
             self._old.add(task)
             task.add_done_callback(self._old.discard)

@@ -41,31 +41,36 @@ class CertificateReader:
         self._refused: Certificates | None = None
         self.current = _checked(files, _read(files))
 
-    def changed(self) -> bool:
-        """Read the files; whether `current` is another than before."""
+    def newest(self) -> Certificates:
+        """Read the files if they have changed; what is to be used now. It is another object than before only after a
+        change, so that each of several users can see whether its own is the newest.
+        """
         try:
             read = _read(self._files)
             if read in (self.current, self._refused):
-                return False
+                return self.current
             self._refused = read  # not checked again until it changes
             self.current = _checked(self._files, read)
         except OSError as error:
             detail = f"{error}; the old one stays in use"
             telemetry.event(logger, "certificate not read", level=logging.WARNING, detail=detail)
-            return False
+            return self.current
         telemetry.event(logger, "certificate read", detail=str(self._files.certificate))
-        return True
+        return self.current
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For a server. With an authority, a caller must have a certificate of it, too. The files are looked at when a
         connection begins, so that a new certificate needs no restart.
         """
+        used = self.current
 
         def newer() -> grpc.ServerCertificateConfiguration | None:
-            return self._configuration() if self.changed() else None
+            nonlocal used
+            before, used = used, self.newest()
+            return _configuration(used) if used is not before else None
 
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(),
+            _configuration(used),
             newer,  # type: ignore[arg-type]  # None, for no change, is missing in the stubs
             require_client_authentication=self._files.authority is not None,
         )
@@ -75,9 +80,10 @@ class CertificateReader:
         now = self.current
         return grpc.ssl_channel_credentials(now.authority, private_key=now.key, certificate_chain=now.certificate)
 
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        now = self.current
-        return grpc.ssl_server_certificate_configuration([(now.key, now.certificate)], now.authority)
+
+def _configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:
+    pair = certificates.key, certificates.certificate
+    return grpc.ssl_server_certificate_configuration([pair], certificates.authority)
 
 
 def _read(files: CertificateFiles) -> Certificates:

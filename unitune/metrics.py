@@ -101,6 +101,8 @@ ADAPTERS = Gauge(
     registry=REGISTRY,
 )
 
+_adapters: list[tuple[str, str, str]] = []  # the labels told last
+
 # A counter that appears with its first count has not increased, for Prometheus: what is alerted of is told from the
 # start.
 for _reason in (STORE_FULL, STORE_DOWN, STORE_CORRUPT):
@@ -111,9 +113,14 @@ for _state in ("ready", "failed", "cancelled", "expired"):
 
 
 def tell_adapters(most: int, resident: Sequence[str], coming: Sequence[str]) -> None:
-    """There are so many engines, with these weights in them, and with these that runs wait for."""
-    ADAPTERS.clear()
-    ADAPTERS.labels(str(most), ",".join(resident), ",".join(coming)).set(time.time())
+    """There are so many engines, with these weights in them, and with these that runs wait for, of which as many are
+    told as there are engines. The new labels are there before the old ones are gone, so that each scrape finds some.
+    """
+    told = str(most), ",".join(resident), ",".join(coming[:most])
+    ADAPTERS.labels(*told).set(time.time())
+    for old in [labels for labels in _adapters if labels != told]:
+        ADAPTERS.remove(*old)
+    _adapters[:] = [told]
 
 
 def serve(address: str) -> str:

@@ -10,6 +10,7 @@ from gateway import evictions
 from gateway.state import State
 from tests.gateway.conftest import World, eventually, refused
 from tests.gateway.upstream_servers import serve_sampler
+from unitune.errors import Unavailable
 from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.tuning_pb2 import DeleteTuningRequest, GetTuningRequest
 
@@ -33,6 +34,17 @@ async def test_a_deletion_does_not_wait_for_a_sampler_that_hangs(world: World, m
     await eventually(is_told, 20)
     edit = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))
     await refused(edit, grpc.StatusCode.NOT_FOUND, "TUNING_NOT_FOUND")
+
+
+async def test_a_sampler_that_is_slow_to_forget_is_not_away(world: World) -> None:
+    """It may be opening an engine again, which takes longer than the call waits; edits go on meanwhile."""
+    assert world.gateway is not None
+    samplers = world.gateway._samplers
+    world.sampler.answers.clear()
+    with pytest.raises(Unavailable):
+        await samplers.evict("a" * 64)
+    assert [one.is_answering for one in samplers.described()] == [True]
+    world.sampler.answers.set()
 
 
 async def test_what_is_to_be_forgotten_outlives_the_gateway(world: World) -> None:

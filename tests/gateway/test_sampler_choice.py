@@ -53,6 +53,19 @@ def test_edits_on_their_way_count() -> None:
     assert chosen(but(1, warm, unacknowledged=4, engines=2)) == 1
 
 
+def test_a_sampler_that_has_ended_no_run_has_a_queue() -> None:
+    """It cannot say how long that is: each of its runs is one of the others' mean, by the engines."""
+    fresh = but(1, **held(WEIGHTS), edit_s=0.0)
+    assert chosen(but(1, fresh, runs=3)) == 1
+    assert chosen(but(1, fresh, runs=4)) != 1
+    assert chosen(but(1, fresh, runs=6, engines=2)) == 1
+    assert chosen(but(1, fresh, runs=8, engines=2)) != 1
+    pair = [Replica(one.address, engines=2) for one in FLEET[:2]]
+    for number in range(2):
+        assert chosen(but(number, pair, runs=1)) == chosen(pair)  # it has an engine left
+        assert chosen(but(number, pair, runs=5, in_flight=5)) != number
+
+
 def test_new_weights_drive_no_others_out_while_an_engine_is_free() -> None:
     """Of samplers that would begin at the same time, one with a free engine is chosen."""
     full = [replace(one, **held(f"{number}" * 64)) for number, one in enumerate(FLEET)]

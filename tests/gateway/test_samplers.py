@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,13 +12,14 @@ import grpc
 import pytest
 
 from gateway import sampler_connection, samplers
+from gateway.evictions import Evictions
 from tests.gateway.callers import READ, ask_for_keys, make
 from tests.gateway.conftest import World, edit, eventually, picture, refused
 from tests.gateway.test_sample_queue import SDEDIT, begin, held, large_png, pictures, rest
 from tests.gateway.upstream_servers import Sampler, serve_sampler
 from tests.postgres_server import PostgresServer
 from unitune import metrics, serving
-from unitune.errors import InvalidField, from_status
+from unitune.errors import InvalidField, Unavailable, from_status
 from unitune.v1.edit_pb2 import CancelEditRequest, EditEvent, EditRequest
 from unitune.v1.server_pb2 import BaseModel, GetServerInfoRequest, Upstream
 from unitune.v1.tuning_pb2 import DeleteTuningRequest, Tuning, WeightsRef
@@ -108,10 +109,8 @@ def kinds(events: list[EditEvent]) -> list[str | None]:
 # Where they are
 
 
-async def test_a_name_is_all_samplers_that_it_stands_for(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is added to a name is used, one that is removed gets nothing more though it lives, and an edit that it
-    has goes on (F29). The test's resolver stands for a headless Service's."""
-    loop, there = asyncio.get_running_loop(), ["127.0.0.2"]
+def resolve(monkeypatch: pytest.MonkeyPatch, there: list[str]) -> None:
+    """Have the name `samplers` stand for these addresses, as the one of a headless Service does."""
 
     async def getaddrinfo(host: str, port: int, **_: Any) -> Any:
         assert host == "samplers"
@@ -119,7 +118,14 @@ async def test_a_name_is_all_samplers_that_it_stands_for(fleet: Fleet, monkeypat
             raise socket.gaierror("no such name")
         return [(socket.AF_INET, 1, 6, "", (address, port)) for address in there]
 
-    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+
+
+async def test_a_name_is_all_samplers_that_it_stands_for(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is added to a name is used, one that is removed gets nothing more though it lives, and an edit that it
+    has goes on (F29)."""
+    there = ["127.0.0.2"]
+    resolve(monkeypatch, there)
     old, new = fleet.samplers[:2]
     listening = [await serve_sampler(old, "127.0.0.2:0")]
     port = listening[0].address.rpartition(":")[2]
@@ -156,6 +162,59 @@ async def test_a_name_is_all_samplers_that_it_stands_for(fleet: Fleet, monkeypat
         await server.stop()
 
 
+async def test_a_sampler_that_drains_after_its_address_is_gone_ends_its_edits(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a rolling update: first its address leaves the name, then it ends its watch, last its edits."""
+    there = ["127.0.0.2"]
+    resolve(monkeypatch, there)
+    old, new = fleet.samplers[:2]
+    listening = [await serve_sampler(old, "127.0.0.2:0")]
+    port = listening[0].address.rpartition(":")[2]
+    listening.append(await serve_sampler(new, f"127.0.0.3:{port}"))
+    await fleet.reopen(f"samplers:{port}")
+    await fleet.ready(1)
+    old.go_on.clear()
+    running = begin(fleet.world.edits, "default")
+    await eventually(lambda: _true(len(old.requests) == 1))
+    there[:] = ["127.0.0.3"]
+    assert fleet.world.gateway is not None
+    connections = fleet.world.gateway._samplers._connections
+    left = connections[f"127.0.0.2:{port}"]
+    await eventually(lambda: _true(not left.is_named))
+    old.drain()
+    await eventually(lambda: _true(not left.is_watched))
+    await asyncio.sleep(0.1)
+    old.go_on.set()
+    events = await rest(running)
+    assert events[-1].HasField("done") and kinds(events).count("warning") == 0 and not new.requests
+    await eventually(lambda: _true(left.address not in connections))
+    for server in listening:
+        await server.stop()
+
+
+async def test_a_connection_that_is_closed_is_a_sampler_away(fleet: Fleet) -> None:
+    """What runs over it begins again at another sampler, and what is asked of all is answered by the others."""
+    assert fleet.world.gateway is not None
+    known = fleet.world.gateway._samplers
+    for sampler in fleet.samplers:
+        sampler.go_on.clear()
+    running = begin(fleet.world.edits, "default")
+    await eventually(lambda: _true(sum(fleet.requests()) == 1))
+    closed = known._connections[fleet.addresses[fleet.requests().index(1)]]
+    await closed.close()
+    for sampler in fleet.samplers:
+        sampler.go_on.set()
+    events = await rest(running)
+    assert events[-1].HasField("done") and sum(fleet.requests()) == 2
+    assert await known.ask_all()
+    await known.evict("a" * 64)
+    for _ in range(4):
+        assert (await known.sampler_info()).engine
+    with pytest.raises(Unavailable):
+        await closed.sampler_info()
+
+
 async def _true(answer: bool) -> bool:
     return answer
 
@@ -167,6 +226,26 @@ async def test_two_addresses_of_one_process_are_one_sampler(fleet: Fleet) -> Non
     await fleet.ready(1)
     assert fleet.world.gateway is not None and len(fleet.world.gateway._samplers._named()) == 2
     await again.stop()
+
+
+async def test_a_resolver_that_hangs_is_asked_once(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question has a thread until its end, and there are few; when it answers, the name's samplers are used."""
+    monkeypatch.setattr(samplers, "RESOLVE_S", 0.02)
+    host, _, port = fleet.addresses[0].rpartition(":")
+    asked, answers = list[str](), asyncio.Event()
+
+    async def getaddrinfo(name: str, port: int, **_: Any) -> Any:
+        asked.append(name)
+        await asyncio.shield(answers.wait())
+        return [(socket.AF_INET, 1, 6, "", (host, port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    await fleet.reopen(f"samplers:{port}")
+    await asyncio.sleep(0.5)
+    assert asked == ["samplers"]
+    answers.set()
+    await fleet.ready(1)
+    assert (await edit(fleet.world, image_data=picture(), config=SDEDIT))[-1].HasField("done")
 
 
 async def test_a_name_of_nothing_is_an_answer_away(fleet: Fleet) -> None:
@@ -209,6 +288,36 @@ async def test_a_sampler_of_another_base_model_is_named_and_gets_nothing(fleet: 
     assert info.base_model.digest == fleet.samplers[1].base_model.digest
     odd.base_model = model
     await fleet.ready(4)
+
+
+async def test_the_base_model_stays_while_its_samplers_are_away(fleet: Fleet) -> None:
+    """A sampler of another one is not most samplers because the others start again, nor one of two in the next process
+    of the gateway."""
+    model = fleet.samplers[1].base_model.digest
+    fleet.samplers[0].base_model = BaseModel(name="other", digest="0" * 64, width=64, height=64)
+    await fleet.reopen(",".join(fleet.addresses[:3]))
+    await fleet.ready(2)
+    for server in fleet.servers[1:3]:
+        await server.stop()
+
+    async def told() -> dict[str, bool]:
+        assert fleet.world.gateway is not None
+        assert fleet.world.gateway._samplers.known is not None
+        assert fleet.world.gateway._samplers.known.base_model.digest == model
+        return {address: one.is_answering for address, one in (await upstreams(fleet.world.info)).items()}
+
+    await eventually(lambda: _true_of(told(), lambda answering: sorted(answering.values()) == [False, False, True]))
+    assert fleet.world.gateway is not None
+    assert await fleet.world.gateway._samplers.ask_all()
+    await told()
+    fleet.servers[1] = await serve_sampler(fleet.samplers[1], fleet.addresses[1])
+    await fleet.reopen(",".join(fleet.addresses[:2]))
+    await fleet.ready(1)
+    assert all((await told()).values())
+
+
+async def _true_of(found: Awaitable[Any], check: Callable[[Any], bool]) -> bool:
+    return check(await found)
 
 
 async def test_addresses_are_for_administrators(fleet: Fleet) -> None:
@@ -395,6 +504,29 @@ async def test_an_edit_that_had_begun_begins_again_once(fleet: Fleet, kind: str)
     assert from_status(events[-1].failed).reason == "BACKEND_DOWN" and sum(fleet.requests()) == before + 2
 
 
+async def test_a_sampler_that_refuses_costs_no_edit_that_was_lost(fleet: Fleet) -> None:
+    """Lost after its first event, an edit is refused by the next sampler before any: a third makes it, and the caller
+    is warned once."""
+    for sampler in fleet.samplers:
+        sampler.go_on.clear()
+        sampler.breaks_after = "step"
+    running = begin(fleet.world.edits, "default", seeds=[1, 2])
+    await eventually(lambda: _true(sum(fleet.requests()) == 1))
+    lost = next(sampler for sampler in fleet.samplers if sampler.requests)
+    others = [sampler for sampler in fleet.samplers if sampler is not lost]
+    lost.go_on.set()
+    await eventually(lambda: _true(sum(fleet.requests()) == 2))
+    refusing = next(sampler for sampler in others if sampler.requests)
+    refusing.refusals = 100
+    for sampler in fleet.samplers:
+        sampler.breaks_after = ""
+        sampler.go_on.set()
+    events = await rest(running)
+    told = [kind for kind in kinds(events) if kind != "step"]
+    assert told == ["accepted", "loading", "warning", "loading", "image", "done"]
+    assert len(pictures(events)) == 2 and len(refusing.requests) == 3 and sum(fleet.requests()) == 5
+
+
 @pytest.mark.parametrize("kind", ["image", "image_part"])
 async def test_no_picture_comes_twice(fleet: Fleet, kind: str) -> None:
     """Lost amid the pictures, and amid the pieces of one: each comes once and whole, and none is of two samplers."""
@@ -450,6 +582,30 @@ async def test_a_deadline_ends_the_moving(fleet: Fleet) -> None:
         sampler.go_on.set()
 
 
+async def test_a_sampler_whose_edits_all_fail_gets_few(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two faults of its own it is the last choice for some time, though its queue is the shortest; then an edit
+    tries it again."""
+    faulty = await fleet.first()
+
+    async def ends(count: int) -> list[str | None]:
+        return [
+            (await edit(fleet.world, image_data=picture(), config=SDEDIT))[-1].WhichOneof("event") for _ in range(count)
+        ]
+
+    monkeypatch.setattr(sampler_connection, "FAULTY_S", 0.0)
+    faulty.failure = RuntimeError("no memory left")
+    assert await ends(3) == 3 * ["failed"]
+    monkeypatch.setattr(sampler_connection, "FAULTY_S", 1000.0)
+    assert await ends(5) == ["failed"] + 4 * ["done"]
+    for sampler in fleet.samplers:
+        sampler.failure = RuntimeError("no memory left")
+    assert await ends(8) == 8 * ["failed"]
+    assert all(len(sampler.requests) >= 2 for sampler in fleet.samplers)
+    for sampler in fleet.samplers:
+        sampler.failure = None
+    assert await ends(2) == 2 * ["done"]  # all are the last choice, and one is chosen all the same
+
+
 async def test_checks_are_asked_of_those_that_answer(fleet: Fleet) -> None:
     """With all but one sampler gone, plans are made at once by the one that is there."""
     for server in fleet.servers[1:]:
@@ -482,3 +638,38 @@ async def test_all_samplers_forget_what_is_deleted(fleet: Fleet) -> None:
     await eventually(lambda: _true(len(away.evicted) == 2), 20)
     await asyncio.sleep(0.1)
     assert away.evicted == [digest, nobodys.digest]
+
+
+async def test_a_sampler_that_stood_still_forgets_what_was_deleted_meanwhile(fleet: Fleet) -> None:
+    """Its watch had not ended, and all the same it says what it holds when it goes on."""
+    await fleet.reopen(",".join(fleet.addresses[:2]))
+    (gone,) = await tunings(fleet, 1)
+    still = fleet.samplers[0]
+    still.is_told.clear()
+    still.change()
+    await fleet.ready(1)
+    await fleet.world.tunings.DeleteTuning(DeleteTuningRequest(name=gone.name), timeout=10)
+    digest = gone.weights.digest
+    await eventually(lambda: _true(digest in fleet.samplers[1].evicted))
+    still.held = [gone.weights]
+    still.evicted.clear()
+    still.is_told.set()
+    await eventually(lambda: _true(digest in still.evicted))
+
+
+async def test_states_are_read_while_weights_are_compared(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing what a sampler holds with the tunings may take long: with a slow database, or a slow sampler."""
+    compared = asyncio.Event()
+
+    async def forget_dead(self: Evictions, *_: object) -> None:
+        compared.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Evictions, "forget_dead", forget_dead)
+    fleet.samplers[0].held = [WeightsRef(digest="e" * 64, path="somewhere/else")]
+    await fleet.reopen(",".join(fleet.addresses))
+    await asyncio.wait_for(compared.wait(), 10)
+    assert fleet.world.gateway is not None
+    connection = fleet.world.gateway._samplers._connections[fleet.addresses[0]]
+    before_s = connection._state_s
+    await eventually(lambda: _true(connection._state_s > before_s))

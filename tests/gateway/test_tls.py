@@ -1,6 +1,7 @@
 """TLS to clients and between the services: who is let in, who is believed, and what a new certificate needs."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -306,6 +307,38 @@ async def test_a_new_certificate_of_the_gateway_cuts_no_edit(mutual: World, auth
     assert (await running)[-1].HasField("done")
     assert (await edit(mutual, tuning=tuning.name))[-1].HasField("done")
     assert before.streams == 0
+
+
+async def test_a_new_certificate_of_the_gateway_is_for_all_its_connections(mutual: World, authority: Authority) -> None:
+    """With several samplers it is the one by which each of them is called, and that of the internal port."""
+    files = authority.issue(mutual.folder, "second", peers.SAMPLER, peers=authority)
+    second = await serve_sampler(mutual.sampler, **peers.served_by(CertificateReader(files)))
+    await mutual.close()
+    mutual.config = replace(mutual.config, sampler=f"{mutual.config.sampler},{second.address}")
+    await mutual.open()
+    assert mutual.gateway is not None
+    known = mutual.gateway._samplers._connections.values()
+
+    async def are_known() -> bool:
+        return [one.is_answering for one in known] == [True, True]
+
+    await eventually(are_known)
+    before = [one._connections for one in known]
+    files = authority.issue(mutual.folder, peers.GATEWAY, peers=authority)
+
+    async def renewed() -> bool:
+        return all(one._connections is not old for one, old in zip(known, before, strict=True))
+
+    await eventually(renewed)
+    context = ssl.create_default_context(cafile=authority.path)
+    context.load_cert_chain(files.certificate, files.key)
+    context.set_alpn_protocols(["h2"])
+    host, _, port = mutual.gateway.internal_address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=peers.GATEWAY)
+    served = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    assert served == ssl.PEM_cert_to_DER_cert(files.certificate.read_text())
+    writer.close()
+    await second.stop()
 
 
 @pytest.fixture

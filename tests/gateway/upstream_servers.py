@@ -266,6 +266,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.told: dict[str, Any] = {"edit_s": 0.05, "refit_s": 0.25}  # further fields of its state
         self.is_told = asyncio.Event()  # cleared: no state is told any more
         self.is_told.set()
+        self.is_draining = False
         self._running = 0
         self._changed = asyncio.Event()
         self.chosen: dict[str, Any] = {}  # fields of each image, as a gate would set them
@@ -318,9 +319,12 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                 engines=max(1, self.engines),
                 epoch=self.epoch,
                 running=self._running,
+                draining=self.is_draining,
                 held=held,
                 **self.told,
             )
+            if self.is_draining:
+                return
             held = []
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), 1.0)
@@ -329,6 +333,11 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         """Tell the watchers."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def drain(self) -> None:
+        """End all watches, while runs go on."""
+        self.is_draining = True
+        self.change()
 
     def load(self, weights: str) -> bool:
         """Have an engine hold the weights; whether one did."""

@@ -1,6 +1,8 @@
 """Decoded weights in the memory of the host: what they spare, what they hold, and that they change no bit."""
 
+import gc
 import shutil
+import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from sampler_svc.config import KEPT_WEIGHTS_SHARE, SamplerConfig
 from sampler_svc.decoded_weights import VALUE_BYTES, DecodedWeights
 from sampler_svc.engines.engine import WeightSet
+from sampler_svc.engines.weights import CompletedTensors
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.test_service import events, kinds, pngs, request, store_folder, stored
@@ -97,6 +100,21 @@ def test_what_is_kept_is_read_only_and_the_same(tunings: Tunings) -> None:
     assert metrics.KEPT_WEIGHTS_BYTES._value.get() == VALUE_BYTES * tunings.base.tensors[name].size
     decoded.forget(weights.id)
     assert decoded.find(weights.id) is None and metrics.KEPT_WEIGHTS_BYTES._value.get() == 0
+
+
+def test_what_weights_were_decoded_from_is_not_kept(tunings: Tunings) -> None:
+    """It counts nowhere, and is of no use once every tensor is decoded."""
+    weights = tunings.weights(1)
+    decoded = DecodedWeights(set_bytes(weights))
+    assert isinstance(weights.tensors, CompletedTensors)
+    coded = weakref.ref(weights.tensors.tuned)
+    before = {name: tensor.copy() for name, tensor in weights.tensors.items()}
+    kept = decoded.keep(weights)
+    del weights
+    assert all((kept.tensors[name] == tensor).all() for name, tensor in before.items())
+    gc.collect()
+    assert coded() is None and kept.tensors.keys() == before.keys()
+    assert all((kept.tensors[name] == tensor).all() for name, tensor in before.items())
 
 
 def test_nothing_is_kept_without_memory_for_it(tunings: Tunings) -> None:

@@ -208,3 +208,11 @@ def test_every_metric_is_in_the_page_for_operators() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
     shown = {f"{name}_total" if kind == "counter" else name for name, (kind, _) in FROZEN.items()}
     assert shown == set(re.findall(r"^\| `(unitune_\w+)", page, re.MULTILINE))
+
+
+def test_few_of_the_weights_that_runs_wait_for_are_told() -> None:
+    """As many as there are engines, however long the queue is, and in one series."""
+    for coming in ([], ["c", "d", "e"]):
+        metrics.tell_adapters(2, ["a", "b"], coming)
+    (sample,) = [sample for family in metrics.ADAPTERS.collect() for sample in family.samples]
+    assert sample.labels == {"max_lora": "2", "running_lora_adapters": "a,b", "waiting_lora_adapters": "c,d"}
