@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 HASHED, BY_CHANCE = 2, 2  # candidates beside those that have the weights
+FEW = 2  # edits of one gateway at one sampler
 TIE_S = 0.05  # predictions that differ by less are equal
 UNKNOWN_S = 1.0  # of an edit or a refit, while no sampler has made one
 
@@ -47,7 +48,8 @@ class Replica:
 def choose(weights: str, replicas: Sequence[Replica], chance: random.Random) -> Replica:
     """The replica for an edit with these weights, of at least one."""
     # One more edit is at most twice the mean and one: weights that everybody wants do not fill one sampler.
-    most_in_flight = 2 * (1 + sum(replica.in_flight for replica in replicas)) / len(replicas)
+    # A few are no crowd: else, at low load, a second edit would leave the sampler that has its weights.
+    most_in_flight = max(FEW, 2 * (1 + sum(replica.in_flight for replica in replicas)) / len(replicas))
     allowed = [replica for replica in replicas if replica.in_flight <= most_in_flight]
     ranked = sorted(allowed, key=lambda replica: _rendezvous(weights, replica.address), reverse=True)
     candidates = {replica.address for replica in ranked if replica.step(weights) in (WARM, HALF_WAY)}
