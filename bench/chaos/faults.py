@@ -14,7 +14,7 @@ import psycopg
 
 from bench.chaos.fleet import Fleet
 from bench.soak.faults import FROZEN, KILLED, STOPPED, Fault
-from bench.soak.ledger import Injected, Ledger
+from bench.soak.ledger import Ledger
 from unitune.drain import KILLED_AFTER_S
 
 FIRST_S = 2.0
@@ -94,23 +94,25 @@ class Injector:
             await asyncio.sleep(LOOKS_EVERY_S)
 
     async def _inject(self, fault: Fault) -> None:
-        began = self._ledger.now_s
         self._fleet.harmed[fault.service] += 1
         if fault.service == DATABASE or fault.service.startswith("link"):
-            self._outage_s = began + fault.lasts_s
+            self._outage_s = self._ledger.now_s + fault.lasts_s
         try:
-            if fault.service.startswith("link"):
-                await self._harm_link(fault)
-            elif fault.service == DATABASE:
-                await asyncio.to_thread(self._kill_database, fault.lasts_s)
-                self._outage_s = self._ledger.now_s
-            elif fault.service:
-                await asyncio.to_thread(self._signal, fault)
-            else:
-                await asyncio.to_thread(self._change_database, fault.kind)
+            with self._ledger.fault(fault.what):
+                await self._make(fault)
         finally:
             self._fleet.harmed[fault.service] -= 1
-        self._ledger.faults.append(Injected(began, self._ledger.now_s, fault.what))
+
+    async def _make(self, fault: Fault) -> None:
+        if fault.service.startswith("link"):
+            await self._harm_link(fault)
+        elif fault.service == DATABASE:
+            await asyncio.to_thread(self._kill_database, fault.lasts_s)
+            self._outage_s = self._ledger.now_s
+        elif fault.service:
+            await asyncio.to_thread(self._signal, fault)
+        else:
+            await asyncio.to_thread(self._change_database, fault.kind)
 
     async def _harm_link(self, fault: Fault) -> None:
         proxies = self._fleet.links[fault.service.removeprefix("link to the ")]

@@ -39,7 +39,13 @@ from bench.soak.services import NAMES, Services
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
 
-SETTINGS = {"UNITUNE_THREADS": "1", "UNITUNE_LEASE_S": "8", "UNITUNE_CHECKPOINT_S": "3"}
+# Little decoded weights in memory, so that what may be kept is kept soon, and a process that grows then leaks.
+SETTINGS = {
+    "UNITUNE_THREADS": "1",
+    "UNITUNE_LEASE_S": "8",
+    "UNITUNE_CHECKPOINT_S": "3",
+    "UNITUNE_KEPT_WEIGHTS_GB": "0.1",
+}
 DISK = "512m"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from bench.soak.disk import fill
-from bench.soak.ledger import Injected, Ledger
+from bench.soak.ledger import Ledger
 from bench.soak.proxy import Proxy
 from bench.soak.services import NAMES, Services
 from unitune.drain import KILLED_AFTER_S
@@ -76,16 +76,15 @@ class Injector:
                 self._ledger.left_out += 1
                 continue
             await asyncio.sleep(max(0.0, fault.at_s - self._ledger.now_s))
-            began = self._ledger.now_s
-            self._say(f"{began:6.1f} s  {fault.what}, {fault.lasts_s:.1f} s")
+            self._say(f"{self._ledger.now_s:6.1f} s  {fault.what}, {fault.lasts_s:.1f} s")
             self._look()
-            if fault.kind == CUT:
-                self._proxy.cut()
-            elif fault.kind == FULL:
-                await self._full(fault.lasts_s)
-            else:
-                await asyncio.to_thread(self._signal, fault)
-            self._ledger.faults.append(Injected(began, self._ledger.now_s, fault.what))
+            with self._ledger.fault(fault.what):
+                if fault.kind == CUT:
+                    self._proxy.cut()
+                elif fault.kind == FULL:
+                    await self._full(fault.lasts_s)
+                else:
+                    await asyncio.to_thread(self._signal, fault)
             self._look()
 
     def _look(self) -> None:

@@ -2,6 +2,8 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from unitune.errors import DeadlineExceeded, ResourceExhausted, Unavailable, UniTuneError
@@ -20,9 +22,9 @@ class Outcome:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Injected:
-    """One fault, and when its harm was over."""
+    """One fault, and when its harm was over; while it lasts, when it began."""
 
     at_s: float
     until_s: float
@@ -59,6 +61,16 @@ class Ledger:
     def now_s(self) -> float:
         """Seconds since the beginning."""
         return time.monotonic() - self._began
+
+    @contextmanager
+    def fault(self, what: str) -> Iterator[None]:
+        """A fault that lasts as long as the `with` block, and counts from its beginning."""
+        injected = Injected(self.now_s, self.now_s, what)
+        self.faults.append(injected)
+        try:
+            yield
+        finally:
+            injected.until_s = self.now_s
 
     def wrong(self, what: str) -> None:
         """Something that must not be."""
