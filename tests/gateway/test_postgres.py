@@ -386,7 +386,7 @@ async def test_a_database_that_cannot_be_used_is_refused(postgres_server: Postgr
         connection.execute("DROP TABLE events")
     await (await State.open(url)).close()
     with contextlib.closing(psycopg.connect(url, autocommit=True)) as connection:
-        connection.execute("UPDATE schema_version SET version = 99")
+        connection.execute("UPDATE schema_version SET version = 99, readable_from = 99")
     with pytest.raises(OSError, match=r"has schema 99, .* run the version of UniTune that wrote it"):
         await State.open(url)
 

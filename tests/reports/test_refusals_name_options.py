@@ -107,7 +107,7 @@ WRONG: dict[type[Message], dict[str, Any]] = {
 }
 # Fields that no option sets.
 OF_THE_API = {
-    edit_pb2.EditRequest: {"parent", "tuning", "preview_every", "validate_only"},
+    edit_pb2.EditRequest: {"parent", "tuning", "preview_every", "validate_only", "request_id"},
     edit_pb2.SamplingConfig: {
         "unconditional_model", "base_mixture", "mask_padding", "mask_keeps", "resamples", "dynamic_thresholding",
         "super_resolution_noise_level", "super_resolution_steps", "super_resolution_guidance_scale",

@@ -79,6 +79,8 @@ def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo
             request.tuning_config,
         )
         check.validate_only = False
+        assert not check.request_id and request.request_id
+        check.request_id = request.request_id
         assert check == request
     assert (
         sampling_config(

@@ -17,7 +17,7 @@ from tuner_svc.base_model import load
 from tuner_svc.model_folder import UnusableBaseModel, digest, read_schedule, read_text_settings
 from tuner_svc.single_file.convert import read_text_encoders, read_unet
 from tuner_svc.single_file.family import SDXL, family_of
-from tuner_svc.single_file.model import Source, _write_configs, write_folder
+from tuner_svc.single_file.model import Source, write_configs, write_folder
 from tuner_svc.single_file.prediction import PredictionType
 from tuner_svc.tensor_file import read_header
 
@@ -181,7 +181,7 @@ def test_a_true_files_names_are_recognised(true_file: Path) -> None:
 
 def test_the_configurations_of_a_true_file_are_those_that_were_published(tmp_path: Path) -> None:
     """Without --config: zeros for an empty prompt, two tokenizers with their own padding, and SDXL's schedule."""
-    _write_configs(tmp_path, SDXL, PredictionType("epsilon", "a test"), Source(tmp_path))
+    write_configs(tmp_path, SDXL, PredictionType("epsilon", "a test"), Source(tmp_path))
     assert read_text_settings(tmp_path) == (True, 0)
     ids = [
         CLIPTokenizer.from_pretrained(tmp_path, subfolder=part, local_files_only=True)(
