@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tuner_svc.model_folder import SECOND_TEXT_ENCODER, WEIGHTS, weight_files, weights_of
-from tuner_svc.tensor_file import NAMES, read_header, read_tensors
+from tuner_svc.tensor_file import read_header, read_tensors
 from unitune import telemetry, tensor_file
 from unitune.base_model import is_large
-from unitune.tensor_file import Kind
+from unitune.tensor_file import FileHeader, Kind
 
 logger = logging.getLogger(__name__)
 
+HALVES = ("F16", "BF16")
 ROOM = 3  # times its size that a copy needs on the disk: an export writes the weights twice more, for a while
 
 
@@ -34,7 +34,7 @@ def fp32_folder(folder: Path) -> Iterator[Path]:
     """
     shards = {part: _shards(folder, part) for part in (*WEIGHTS, SECOND_TEXT_ENCODER) if (folder / part).is_dir()}
     halves = {part: found for part, found in shards.items() if _is_to_be_copied(found)}
-    size_bytes = sum(_fp32_bytes(path) for found in halves.values() for path in found)
+    size_bytes = sum(kind.size_bytes for found in halves.values() for kind in _kinds(found).values())
     if not halves:
         yield folder
         return
@@ -66,7 +66,7 @@ def is_in_memory(folder: Path) -> bool:
     return where is not None and kinds[where] in ("tmpfs", "ramfs")
 
 
-def _write_copy(copy: Path, folder: Path, halves: dict[str, list[Path]]) -> None:
+def _write_copy(copy: Path, folder: Path, halves: dict[str, list[FileHeader]]) -> None:
     for path in folder.iterdir():
         if path.name not in halves:
             (copy / path.name).symlink_to(path.resolve())
@@ -78,38 +78,37 @@ def _write_copy(copy: Path, folder: Path, halves: dict[str, list[Path]]) -> None
         _write_fp32(copy / part / weights_of(part), found)
 
 
-def _shards(folder: Path, part: str) -> list[Path]:
+def _shards(folder: Path, part: str) -> list[FileHeader]:
+    """The headers of a part's weights."""
     found = [folder / path for path in weight_files(folder, part, weights_of(part))]
-    return [path for path in found if path.suffix == ".safetensors" and path.is_file()]
+    return [read_header(path) for path in found if path.suffix == ".safetensors" and path.is_file()]
 
 
-def _is_to_be_copied(shards: list[Path]) -> bool:
-    if not is_large(sum(path.stat().st_size for path in shards)):
+def _is_to_be_copied(shards: list[FileHeader]) -> bool:
+    if not is_large(sum(shard.path.stat().st_size for shard in shards)):
         return False
-    return any(dtype in ("F16", "BF16") for path in shards for dtype in read_header(path).dtypes.values())
+    return any(dtype in HALVES for shard in shards for dtype in shard.dtypes.values())
 
 
-def _fp32_bytes(path: Path) -> int:
-    return sum(like.nbytes for like in _in_fp32(read_tensors(read_header(path))).values())
+def _kinds(shards: list[FileHeader]) -> dict[str, Kind]:
+    """What is written of each tensor: fp32 for halves, and all else as it is."""
+    found = {}
+    for shard in shards:
+        for name, shape in shard.shapes.items():
+            dtype = "F32" if shard.dtypes[name] in HALVES else shard.dtypes[name]
+            begin, end = shard.spans[name]
+            found[name] = Kind(dtype, shape, (end - begin) * (2 if dtype != shard.dtypes[name] else 1))
+    return found
 
 
-def _in_fp32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Shapes and dtypes of what is written."""
-    return {
-        name: torch.empty(
-            one.shape, dtype=torch.float32 if one.is_floating_point() else one.dtype, device=torch.device("meta")
-        )
-        for name, one in tensors.items()
-    }
-
-
-def _write_fp32(path: Path, shards: list[Path]) -> None:
+def _write_fp32(path: Path, shards: list[FileHeader]) -> None:
     """One file of all shards, tensor by tensor."""
-    tensors = {name: one for shard in shards for name, one in read_tensors(read_header(shard)).items()}
-    likes = _in_fp32(tensors)
-    kinds = {name: Kind(NAMES[like.dtype], tuple(like.shape), like.nbytes) for name, like in likes.items()}
+    tensors = {name: one for shard in shards for name, one in read_tensors(shard).items()}
 
     def data(name: str) -> memoryview:
-        return tensors[name].to(likes[name].dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
+        tensor = tensors[name]
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor = tensor.float()
+        return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
-    tensor_file.write_file(path, kinds, data, {"format": "pt"})
+    tensor_file.write_file(path, _kinds(shards), data, {"format": "pt"})
