@@ -32,7 +32,8 @@ import psycopg
 from bench.chaos.clients import GREEDY, POISONER, POLITE, Greedy, Poisoner, Polite, Tenant
 from bench.chaos.end import check_end, polite_seconds
 from bench.chaos.faults import Injector, planned
-from bench.chaos.fleet import Fleet, Size
+from bench.chaos.fleet import Fleet
+from bench.fleet.services import Size
 from bench.fuzz.broken_pictures import broken_pictures
 from bench.inputs import MODEL
 from bench.measure import percentile

@@ -1,13 +1,14 @@
 """Tenants of a fleet: one that edits politely, one that tunes as much as it may and more, one whose tunings kill."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
 from bench.chaos.poisoned_tuner import POISON
 from bench.soak.clients import LONGEST_S, PROMPTS, RECONNECT_S, SHORT, drawn
-from bench.soak.ledger import DONE, KnownTuning, Ledger, Outcome, may_be_tried_again
+from bench.soak.ledger import DONE, KnownTuning, Ledger
 from unitune.errors import ResourceExhausted, UniTuneError
 from unitune_client import AsyncClient
 from unitune_client.events import TuningState
@@ -19,16 +20,16 @@ POLITE_PAUSE_S, POISON_PAUSE_S = 0.5, 30.0
 GREEDY_TASKS = 10
 
 
-class Tenant:
+class Tenant(ABC):
     """What these tenants share: a client of the SDK, draws and the ledger."""
 
     def __init__(self, name: str, address: str, draws: Random, ledger: Ledger) -> None:
         self.name, self._draws, self._ledger = name, draws, ledger
         self._sdk = AsyncClient(address, tenant=name, reconnect_s=RECONNECT_S)
 
+    @abstractmethod
     async def live(self, stopping: asyncio.Event) -> None:
         """Act until told to stop."""
-        raise NotImplementedError
 
     async def close(self) -> None:
         """Close the client."""
@@ -39,18 +40,7 @@ class Tenant:
     ) -> None:
         """Do something again and again until told to stop, and note each time how it ended."""
         while not stopping.is_set():
-            began = self._ledger.now_s
-            try:
-                async with asyncio.timeout(LONGEST_S):
-                    ended = await work()
-            except TimeoutError:
-                ended = f"no end within {LONGEST_S:.0f} s"
-                self._ledger.wrong(f"{self.name}: {what}: {ended}")
-            except UniTuneError as error:
-                ended = error.reason
-                if not may_be_tried_again(error):
-                    self._ledger.wrong(f"{self.name}: {what}: {error.code.name} {error.reason}: {error}")
-            self._ledger.outcomes.append(Outcome(began, self.name, what, ended, self._ledger.now_s - began))
+            await self._ledger.note(self.name, what, work, LONGEST_S)
             try:
                 await asyncio.wait_for(stopping.wait(), pause_s)
             except TimeoutError:

@@ -13,9 +13,8 @@ from random import Random
 import psycopg
 
 from bench.chaos.fleet import Fleet
-from bench.soak.faults import FROZEN, KILLED, STOPPED, Fault
+from bench.soak.faults import FROZEN, KILLED, STOPPED, Fault, harm_process
 from bench.soak.ledger import Ledger
-from unitune.drain import KILLED_AFTER_S
 
 FIRST_S = 2.0
 # Of services and the database, of links, and of what the database holds.
@@ -148,21 +147,6 @@ class Injector:
 
     def _signal(self, fault: Fault) -> None:
         service = self._fleet.services[fault.service]
-        process, has_begun = service.process, service.listens()
-        if fault.kind == FROZEN:
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(fault.lasts_s)
-            process.send_signal(signal.SIGCONT)
-            return
-        if fault.kind == STOPPED:
-            began = time.monotonic()
-            process.terminate()
-            status, took_s = process.wait(), time.monotonic() - began
-            is_right = status == 0 or (status == -signal.SIGTERM and not has_begun)  # one that begins has no work
-            if not is_right or took_s > KILLED_AFTER_S:
-                self._ledger.wrong(f"the {fault.service} ended with status {status} {took_s:.0f} s after SIGTERM")
-        else:
-            process.kill()
-            process.wait()
-        time.sleep(fault.lasts_s)
-        self._fleet.start(fault.service)
+        harm_process(fault, service.process, self._ledger, has_work=service.listens())
+        if fault.kind != FROZEN:
+            self._fleet.start(fault.service)

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +15,7 @@ from urllib.request import urlopen
 
 import psycopg
 
+from bench.fleet.services import Size
 from bench.soak.proxy import Proxy
 from bench.soak.services import free_addresses
 from tests.bucket import Bucket, make_bucket
@@ -30,15 +30,6 @@ MODULES = {"gateway": "gateway", "tuner": "bench.chaos.poisoned_tuner", "sampler
 START_S = 120.0
 LOOKS_EVERY_S = 0.5
 PREFIX = "unitune/"  # of all objects of the bucket
-
-
-@dataclass(frozen=True)
-class Size:
-    """How many processes there are of each kind."""
-
-    gateways: int
-    tuners: int
-    samplers: int
 
 
 class Fleet:

@@ -11,15 +11,12 @@ from typing import Self
 
 import psycopg
 
-from bench.soak.services import free_addresses
+from bench.soak.services import await_listening, await_upstreams, free_addresses
 from tests.postgres_server import PostgresServer
-from unitune_client import Client
 from unitune_client.local import programs
 from unitune_client.local.services import WITHOUT_CREDENTIALS
 from unitune_client.local.supervision import Service
 
-START_S = 300.0
-LOOKS_EVERY_S = 0.05
 STATISTICS_S = 1.5  # until the server's statistics have what its connections did
 GATEWAY, TUNER, SAMPLER, DATABASE = "gateway", "tuner", "sampler", "database"
 MODULES = {GATEWAY: "gateway", TUNER: "tuner_svc", SAMPLER: "sampler_svc"}
@@ -153,21 +150,12 @@ class Fleet:
         self._running[name] = Service(kind, MODULES[kind], {**self._common, **own}, self._logs / f"{name}.log")
 
     def _await_listening(self) -> None:
-        gives_up_at = time.monotonic() + START_S
         for service in self._running.values():
-            while not service.listens():
-                if service.process.poll() is not None or time.monotonic() > gives_up_at:
-                    raise service.failure()
-                time.sleep(LOOKS_EVERY_S)
+            await_listening(service)
 
     def _await_ready(self) -> None:
-        gives_up_at = time.monotonic() + START_S
         for address in self.addresses:
-            with Client(address) as client:
-                while not all(upstream.is_answering for upstream in client.server_info().upstreams):
-                    if time.monotonic() > gives_up_at:
-                        raise RuntimeError(f"tuners or samplers do not answer a gateway; the logs are {self._logs}")
-                    time.sleep(LOOKS_EVERY_S)
+            await_upstreams(address, self._logs)
 
 
 def _cpu_s(pid: int, of: int | None = None) -> float:

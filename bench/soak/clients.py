@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from bench.soak.ledger import DONE, KnownTuning, Ledger, Outcome, may_be_tried_again
+from bench.soak.ledger import DONE, KnownTuning, Ledger, may_be_tried_again
 from unitune.errors import Cancelled, DataLoss, InvalidArgument, NotFound, ResourceExhausted, UniTuneError
 from unitune_client import AsyncClient
 from unitune_client.events import (
@@ -79,18 +79,7 @@ class Client:
 
     async def _act(self, action: Action) -> None:
         name = action.__name__.strip("_").replace("_", " ")
-        began = self._ledger.now_s
-        try:
-            async with asyncio.timeout(LONGEST_S):
-                ended = await action()
-        except TimeoutError:
-            ended = f"no end within {LONGEST_S:.0f} s"
-            self._ledger.wrong(f"{self.name}: {name}: {ended}")
-        except UniTuneError as error:
-            ended = error.reason
-            if not may_be_tried_again(error):
-                self._ledger.wrong(f"{self.name}: {name}: {error.code.name} {error.reason}: {error}")
-        self._ledger.outcomes.append(Outcome(began, self.name, name, ended, self._ledger.now_s - began))
+        await self._ledger.note(self.name, name, action, LONGEST_S)
 
     # Edits
 

@@ -13,6 +13,7 @@ from bench.soak.ledger import Ledger
 from bench.soak.proxy import Proxy
 from bench.soak.services import NAMES, Services
 from unitune.drain import KILLED_AFTER_S
+from unitune_client.local.programs import Process
 
 # In the last part of a run nobody is stopped or killed, so that processes live long enough to see whether they grow.
 CALM_SHARE = 0.4
@@ -102,21 +103,29 @@ class Injector:
         ballast.unlink()
 
     def _signal(self, fault: Fault) -> None:
-        process = self._services.process(fault.service)
-        if fault.kind == FROZEN:
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(fault.lasts_s)
-            process.send_signal(signal.SIGCONT)
-            return
-        if fault.kind == STOPPED:
-            began = time.monotonic()
-            process.terminate()
-            status = process.wait()
-            if status != 0 or time.monotonic() - began > KILLED_AFTER_S:
-                took_s = time.monotonic() - began
-                self._ledger.wrong(f"the {fault.service} ended with status {status} {took_s:.0f} s after SIGTERM")
-        else:
-            process.kill()
-            process.wait()
+        harm_process(fault, self._services.process(fault.service), self._ledger)
+        if fault.kind != FROZEN:
+            self._services.restart(fault.service)
+
+
+def harm_process(fault: Fault, process: Process, ledger: Ledger, *, has_work: bool = True) -> None:
+    """Freeze a service's process for a while, or end it, and let it be away for so long.
+
+    It must end in time by SIGTERM, and with status 0; without work, as while it starts, it may end by the signal.
+    """
+    if fault.kind == FROZEN:
+        process.send_signal(signal.SIGSTOP)
         time.sleep(fault.lasts_s)
-        self._services.restart(fault.service)
+        process.send_signal(signal.SIGCONT)
+        return
+    if fault.kind == STOPPED:
+        began = time.monotonic()
+        process.terminate()
+        status, took_s = process.wait(), time.monotonic() - began
+        is_right = status == 0 or (status == -signal.SIGTERM and not has_work)
+        if not is_right or took_s > KILLED_AFTER_S:
+            ledger.wrong(f"the {fault.service} ended with status {status} {took_s:.0f} s after SIGTERM")
+    else:
+        process.kill()
+        process.wait()
+    time.sleep(fault.lasts_s)

@@ -1,8 +1,9 @@
 """What happened in a soak: how every action of a client ended, every fault, every tuning, and what must not be."""
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -71,6 +72,22 @@ class Ledger:
             yield
         finally:
             injected.until_s = self.now_s
+
+    async def note(self, client: str, action: str, work: Callable[[], Awaitable[str]], longest_s: float) -> None:
+        """Let a client do something, and note how it ended. No end in time is wrong, and so is an error that cannot be
+        tried again."""
+        began = self.now_s
+        try:
+            async with asyncio.timeout(longest_s):
+                ended = await work()
+        except TimeoutError:
+            ended = f"no end within {longest_s:.0f} s"
+            self.wrong(f"{client}: {action}: {ended}")
+        except UniTuneError as error:
+            ended = error.reason
+            if not may_be_tried_again(error):
+                self.wrong(f"{client}: {action}: {error.code.name} {error.reason}: {error}")
+        self.outcomes.append(Outcome(began, client, action, ended, self.now_s - began))
 
     def wrong(self, what: str) -> None:
         """Something that must not be."""

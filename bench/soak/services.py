@@ -101,22 +101,11 @@ class Services:
 
     def await_listening(self, name: str) -> None:
         """Return once a service listens. Raises LocalError if it ends before."""
-        service, gives_up_at = self._running[name], time.monotonic() + START_S
-        while not service.listens():
-            if service.process.poll() is not None or time.monotonic() > gives_up_at:
-                raise service.failure()
-            time.sleep(LOOKS_EVERY_S)
+        await_listening(self._running[name])
 
     def await_ready(self) -> None:
         """Return once the gateway knows tuner and sampler."""
-        gives_up_at = time.monotonic() + START_S
-        with Client(self.address) as client:
-            while True:
-                if all(upstream.is_answering for upstream in client.server_info().upstreams):
-                    return
-                if time.monotonic() > gives_up_at:
-                    raise RuntimeError(f"tuner or sampler do not answer the gateway; its log is {self.log('gateway')}")
-                time.sleep(LOOKS_EVERY_S)
+        await_upstreams(self.address, self.log("gateway"))
 
     def stop(self) -> None:
         """End all that runs, the tuner first."""
@@ -124,6 +113,25 @@ class Services:
         programs.stop(
             [service.process for service in self._running.values()], first=tuner.process if tuner is not None else None
         )
+
+
+def await_listening(service: Service) -> None:
+    """Return once a service listens. Raises LocalError if it ends before."""
+    gives_up_at = time.monotonic() + START_S
+    while not service.listens():
+        if service.process.poll() is not None or time.monotonic() > gives_up_at:
+            raise service.failure()
+        time.sleep(LOOKS_EVERY_S)
+
+
+def await_upstreams(gateway: str, log: Path) -> None:
+    """Return once the gateway at an address knows tuner and samplers. The error names its log, or a folder of logs."""
+    gives_up_at = time.monotonic() + START_S
+    with Client(gateway) as client:
+        while not all(upstream.is_answering for upstream in client.server_info().upstreams):
+            if time.monotonic() > gives_up_at:
+                raise RuntimeError(f"tuners or samplers do not answer the gateway; look at {log}")
+            time.sleep(LOOKS_EVERY_S)
 
 
 def free_addresses(number: int) -> list[str]:

@@ -8,7 +8,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
+from bench.soak.services import free_addresses
 from gateway.api_keys import new_key
 from tests.bucket import Bucket, make_bucket
 from tests.certificates import Authority
@@ -47,12 +47,6 @@ REPLICAS = {"sampler": 3, "gateway": 2, "tuner": 2}
 PEERS = {"gateway": peers.GATEWAY, "tuner": peers.TUNER, "sampler": peers.SAMPLER}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 START_S = 300.0  # on a busy machine
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @dataclass
@@ -120,7 +114,8 @@ class Pod:
 
     def port(self, number: int) -> int:
         if number not in self.ports:
-            self.ports[number] = free_port()
+            (address,) = free_addresses(1)
+            self.ports[number] = int(address.rpartition(":")[2])
         return self.ports[number]
 
     def answers(self, probe: Object) -> bool:
