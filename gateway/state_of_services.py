@@ -14,7 +14,8 @@ from gateway.state_part import StatePart
 from gateway.usage_records import Used
 from unitune.errors import UniTuneError
 
-HELD_S = 60.0  # by a gateway that ended; much longer than any other holds anything
+HELD_S = 6.0  # after the last sign of life of who holds
+HOLD_ON_S = 2.0  # between two such signs
 HOLD_AGAIN_S = 0.05  # until something that another gateway holds is tried again
 SEEN_KEPT_S = 24 * 3600.0
 
@@ -103,7 +104,7 @@ class StateOfServices(StatePart):
     @asynccontextmanager
     async def holding(self, name: str) -> AsyncIterator[None]:
         """Hold something that is not in the state, for the block; no other gateway holds it meanwhile. A gateway that
-        ends in the block holds it for HELD_S at most."""
+        ends or stands still in the block holds it for HELD_S at most."""
         if not self.is_shared:
             yield
             return
@@ -118,15 +119,27 @@ class StateOfServices(StatePart):
                     await self._let_loose(name)
                 raise
             await asyncio.sleep(HOLD_AGAIN_S)
+        holding_on = asyncio.create_task(self._hold_on(name))
         try:
             yield
         finally:
+            holding_on.cancel()
             with suppress(UniTuneError):  # it ends by itself
                 await self._let_loose(name)
 
     @operation
     def _hold(self, tx: Transaction, name: str) -> bool:
         return tx.row(statements.HOLD, the_name=name, the_holder=self._id, lasts_s=HELD_S) is not None
+
+    async def _hold_on(self, name: str) -> None:
+        while True:
+            await asyncio.sleep(HOLD_ON_S)
+            with suppress(UniTuneError):  # which is in the log
+                await self._keep_hold(name)
+
+    @operation
+    def _keep_hold(self, tx: Transaction, name: str) -> None:
+        tx.run(statements.KEEP_HOLD, the_name=name, the_holder=self._id, lasts_s=HELD_S)
 
     @operation
     def _let_loose(self, tx: Transaction, name: str) -> None:

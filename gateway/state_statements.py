@@ -264,7 +264,9 @@ HOLD = Upsert(
     ),
 )
 FORGET_HOLDS = delete(holds).where(holds.c.until_s < now_s())
-LET_LOOSE = delete(holds).where(holds.c.name == the_name, holds.c.holder == the_holder)
+_own_hold = (holds.c.name == the_name, holds.c.holder == the_holder)
+KEEP_HOLD = update(holds).where(*_own_hold).values(until_s=lease_end_s)
+LET_LOOSE = delete(holds).where(*_own_hold)
 SEE_MODEL = Upsert(
     seen_models,
     lambda insert: insert.values(gateway=the_holder, base_model=the_model, seen_s=now_s()).on_conflict_do_update(

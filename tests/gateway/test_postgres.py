@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import MetaData
 
-from gateway import postgres
+from gateway import postgres, state_of_services
 from gateway.postgres import PostgresServer as Database
 from gateway.postgres import payloads
 from gateway.shared_edits import SharedEdits
@@ -168,6 +168,30 @@ async def test_callers_that_leave_hold_nothing(opened: Callable[[], Awaitable[St
     for number in range(40):
         found = await shared.find(f"tenants/default/edits/e-{number:032x}")
         assert found is None or found.state == Edit.STATE_CANCELLED, number
+
+
+async def test_who_lives_holds_on_and_who_ends_does_not(
+    opened: Callable[[], Awaitable[State]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture is held for as long as its block lasts, however long that is. One whose gateway was killed in the block
+    is free some seconds later, so that nobody who needs it waits for a minute (F10)."""
+    monkeypatch.setattr(state_of_services, "HELD_S", 1.0)
+    monkeypatch.setattr(state_of_services, "HOLD_ON_S", 0.2)
+    first, second = await opened(), await opened()
+
+    async def hold() -> float:
+        async with second.holding("image"):
+            return time.monotonic()
+
+    async with first.holding("image"):
+        waiting = asyncio.create_task(hold())
+        await asyncio.sleep(2.5)
+        assert not waiting.done()
+        ended_s = time.monotonic()
+    assert 0 <= await asyncio.wait_for(waiting, 5) - ended_s < 1
+    assert await first._hold("image")  # and then it is killed
+    began_s = time.monotonic()
+    assert await asyncio.wait_for(hold(), 5) - began_s > 0.5
 
 
 async def test_notifications_cross_gateways(
