@@ -45,14 +45,17 @@ class Prepared:
         return values if self._order is None else [values[name] for name in self._order]
 
 
+# By the database's kind, the statements that were run before: constants of this package, the same for each database.
+PREPARED: dict[str, dict[object, Prepared]] = {"sqlite": {}, "postgresql": {}}
+
+
 class Transaction:
     """One transaction of a database, on its thread. Statements run on the driver's own connection."""
 
-    def __init__(self, connection: Any, dialect: Dialect, prepared: dict[object, Prepared]) -> None:
-        """`prepared` holds the statements that were run on this database before."""
+    def __init__(self, connection: Any, dialect: Dialect) -> None:
         self._connection = connection
         self._dialect = dialect
-        self._prepared = prepared
+        self._prepared = PREPARED[dialect.name]
         self.after: list[Callable[[], None]] = []
         self.topics: dict[str, None] = {}
 
@@ -129,7 +132,6 @@ class Database(ABC):
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self._threads = threads
         self._listeners: list[Callable[[str], None]] = []
-        self._prepared: dict[object, Prepared] = {}
 
     def listen(self, listener: Callable[[str], None]) -> None:
         """Have the event loop call this with the topic of each notification, or with EVERY_TOPIC."""

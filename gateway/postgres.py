@@ -148,7 +148,7 @@ class PostgresServer(Database):
         for tries_left in reversed(range(TRIES)):
             try:
                 with closing(self._engine.raw_connection()) as connection:  # which undoes what is not committed
-                    transaction = Transaction(connection.dbapi_connection, self._engine.dialect, self._prepared)
+                    transaction = Transaction(connection.dbapi_connection, self._engine.dialect)
                     try:
                         result = work(transaction)
                         for payload in payloads(self._id, transaction.topics):

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,7 +97,7 @@ class SqliteFile(Database):
     # BEGIN and COMMIT are our own. What reads first and then writes must be alone from its beginning, which SQLite's
     # own BEGIN is not.
     def _transaction(self, work: Callable[[Transaction], T]) -> tuple[T, Transaction]:
-        transaction = Transaction(self._connection, DIALECT, self._prepared)
+        transaction = Transaction(self._connection, DIALECT)
         self._connection.execute("BEGIN" if self.is_read_only else "BEGIN IMMEDIATE")
         try:
             result = work(transaction)
@@ -198,10 +199,18 @@ def _open(
 
 def _create(connection: sqlite3.Connection, tables: MetaData) -> None:
     """Make the tables, within the transaction that is open."""
+    for statement in _creating(tables):
+        connection.execute(statement)
+
+
+@cache
+def _creating(tables: MetaData) -> list[str]:
+    """The statements that make the tables."""
+    made: list[CreateTable | CreateIndex] = []
     for table in tables.sorted_tables:
-        connection.execute(str(CreateTable(table).compile(dialect=DIALECT)))
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
-            connection.execute(str(CreateIndex(index).compile(dialect=DIALECT)))
+        indexes = sorted(table.indexes, key=lambda index: str(index.name))
+        made += [CreateTable(table), *(CreateIndex(index) for index in indexes)]
+    return [str(one.compile(dialect=DIALECT)) for one in made]
 
 
 def _refuse_foreign(path: Path, tables: MetaData) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.rpc.status_pb2 import Status
 
-from gateway.database import Transaction
+from gateway.database import PREPARED, Transaction
 from gateway.state import State
 from gateway.tuning_records import Attempt, CreateRequest, Taker
 from tests.gateway.test_state import becomes, tuning
@@ -53,11 +53,12 @@ async def work(state: State) -> None:
     await state.remove(made[5].name)
 
 
-async def test_no_statement_reads_a_whole_table(tmp_path: Path) -> None:
+async def test_no_statement_reads_a_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is answered by an index, or by one of the rows that wait or run (F6)."""
+    monkeypatch.setitem(PREPARED, "sqlite", {})
     state = await State.open(tmp_path / "state.sqlite")
     await work(state)
-    prepared = dict(state.database._prepared)
+    prepared = dict(PREPARED["sqlite"])
     wrong = []
 
     def explain(tx: Transaction) -> None:
