@@ -47,13 +47,16 @@ SLOW_FIXTURES = {
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is slow. Several workers begin with the files that have something slow, so that the short ones are left
-    for the end, where they fill the time of all workers alike."""
+    for the end, where they fill the time of all workers alike. Of those with services one file goes first, which makes
+    their home, and the others last, so that no worker waits for it."""
     for item in items:
         if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        at_home = {item.path: None for item in items if "built_home" in getattr(item, "fixturenames", ())}
+        first = next(iter(at_home), None)
+        items.sort(key=lambda item: (item.path != first, item.path not in slow, item.path in at_home))
 
 
 def pytest_collection_finish() -> None:

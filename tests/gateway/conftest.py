@@ -18,6 +18,7 @@ from gateway.gateway import Gateway
 from gateway.retention import OWNER
 from tests.configs import tuning_config
 from tests.gateway.upstream_servers import RunningTuner, Sampler, Tuner, serve_sampler, serve_tuner
+from tests.gateway.warm_decoders import WarmChecks
 from tests.picture_files import file_of
 from tests.postgres_server import PostgresServer
 from unitune import serving
@@ -61,6 +62,7 @@ class World:
     async def open(self) -> None:
         """Start the gateway on its state, at the same internal address every time, and connect a client."""
         self.gateway = await Gateway.open(self.config)
+        self.gateway._images._checks = WarmChecks()
         self.config = replace(self.config, internal_address=self.gateway.internal_address)
         if self.tuner_server is None and self.tuner is not None:
             self.tuner_server = await serve_tuner(self.tuner, self.gateway.internal_address)
