@@ -76,16 +76,35 @@ def to_graph(
 @contextlib.contextmanager
 def _tracing_alone() -> Iterator[None]:
     """Without what PyTorch and Python do beside the trace: a cache of shapes, which compares symbols at length, the
-    stack of each node, which no graph of ours keeps, and a collection of garbage every few hundred objects."""
+    arithmetic of symbols within a norm, the stack of each node, which no graph of ours keeps, and a collection of
+    garbage every few hundred objects."""
     emits, thresholds = not torch.fx.config.do_not_emit_stack_traces, gc.get_threshold()
+    shapes_by, norm = torch._decomp.decomposition_table, torch.ops.aten.native_group_norm.default
+    norms_own = shapes_by[norm]
     torch.fx.config.do_not_emit_stack_traces = True
     gc.set_threshold(COLLECTED_AFTER, *thresholds[1:])
+    shapes_by[norm] = _shapes_of_group_norm
     try:
         with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
             yield
     finally:
         torch.fx.config.do_not_emit_stack_traces = not emits
         gc.set_threshold(*thresholds)
+        shapes_by[norm] = norms_own
+
+
+def _shapes_of_group_norm(
+    values: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    channels: int,
+    inner: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty tensors of the shapes of its output, means and deviations: a trace needs no more of it."""
+    return values.new_empty(values.shape), values.new_empty((rows, groups)), values.new_empty((rows, groups))
 
 
 @contextlib.contextmanager
