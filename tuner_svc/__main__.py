@@ -1,6 +1,7 @@
 """Run the tuner: settings, base model, service, serve."""
 
 import asyncio
+import gc
 import os
 import sys
 
@@ -21,10 +22,14 @@ def main() -> int:
         tracing.configure("tuner", config.traces)
         store = ObjectStore(config.store)
         check_layout(config.base_model)
-        # PyTorch takes seconds to load: what is wrong with settings or folder is told before.
+        # PyTorch takes seconds to load: what is wrong with settings or folder is told before. Its modules stay, so no
+        # collection of garbage needs to visit them, neither now nor later.
+        gc.disable()
         from tuner_svc.process import loaded, run
         from tuner_svc.torch_thread import TorchThread
 
+        gc.freeze()
+        gc.enable()
         thread = TorchThread(config.num_threads())
         model = loaded(config, thread)
     except UnusableBaseModel as error:
