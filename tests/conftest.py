@@ -20,6 +20,8 @@ from tests.left_out import (  # noqa: F401, hooks
 )
 from tests.made_once import made_once, run_folder
 from tests.traces import Collector, collecting
+from unitune.base_model import BaseModelSpec, file_digest
+from unitune.graph_files import SUPER_RESOLUTION_GRAPH
 from unitune_client import Client
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
@@ -28,6 +30,7 @@ from unitune_client.local.services import LocalServices
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts background jobs with SIGINT ignored, and so would be every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+gc.disable()  # until all tests are imported, which makes no garbage
 
 
 # Every test with one of these is slow: an export, an engine or running services stand behind it.
@@ -63,6 +66,7 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays, and need not be visited by every collection of garbage."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -80,21 +84,10 @@ def tiny_model(run_root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_graphs(tiny_model: Path, run_root: Path) -> Path:
-    """The graphs folder of the tiny base model, as `tuner_svc.export` writes it in place of a damaged one, since every
-    export takes long. Nobody writes to it."""
-    from tuner_svc.export.base_model import export_under
-    from tuner_svc.export.exported_folder import DIGEST_CHARACTERS
-    from tuner_svc.model_folder import digest
-
-    def make(root: Path) -> None:
-        damaged = root / digest(tiny_model)[:DIGEST_CHARACTERS]
-        damaged.mkdir()
-        for name in ("spec.json", "denoiser.onnx", "left_over"):
-            (damaged / name).write_text("{}")
-        export_under(tiny_model, root).rename(root / "tiny")
-
-    return made_once(run_root, "graphs", make) / "tiny"
+def tiny_graphs(tiny_model: Path, built_home: Home, run_root: Path) -> Path:
+    """The graphs folder of the tiny base model: a part of that of the services, since every export takes long. Nobody
+    writes to it."""
+    return made_once(run_root, "graphs", lambda root: part_of(built_home, tiny_model, root / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -129,12 +122,21 @@ def tiny_inpainting(run_root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_inpainting_graphs(tiny_inpainting: Path, run_root: Path) -> Path:
-    """Its graphs folder, as `tuner_svc.export` writes it. Nobody writes to it."""
-    from tuner_svc.export.base_model import export
+def tiny_inpainting_graphs(tiny_inpainting: Path, tiny_graphs: Path, run_root: Path) -> Path:
+    """Its graphs folder: the tiny base model's with this denoiser. Nobody writes to it."""
+    from tuner_svc.base_model import load
+    from tuner_svc.export.denoiser import export_denoiser
+    from tuner_svc.model_folder import graphs_digest
 
-    name = "tiny-inpainting"
-    return made_once(run_root, "graphs_inpainting", lambda folder: export(tiny_inpainting, folder / name)) / name
+    def make(root: Path) -> None:
+        folder, model = Path(shutil.copytree(tiny_graphs, root / "tiny-inpainting")), load(tiny_inpainting)
+        tensors = export_denoiser(model, folder, root)
+        files = {name: file_digest(folder / name) for name in BaseModelSpec.load(folder).files}
+        to_rgb = BaseModelSpec.load(folder).latent_to_rgb
+        graphs = graphs_digest(tiny_inpainting)
+        replace(model.spec, tensors=tensors, latent_to_rgb=to_rgb, graphs=graphs, files=files).save(folder)
+
+    return made_once(run_root, "graphs_inpainting", make) / "tiny-inpainting"
 
 
 @pytest.fixture(scope="session")
@@ -149,20 +151,35 @@ def tiny_cascade(tiny_model: Path, run_root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, run_root: Path) -> Path:
-    """The graphs folder of the tiny cascade: that of the tiny base model with super-resolution. Nobody writes to it."""
+def cascade_graphs(tiny_cascade: Path, built_home: Home, run_root: Path) -> Path:
+    """The graphs folder of the tiny cascade: a part of that of the services. Nobody writes to it."""
+    return made_once(run_root, "cascade_graphs", lambda root: part_of(built_home, tiny_cascade, root / "tiny")) / "tiny"
+
+
+def part_of(home: Home, base_model: Path, folder: Path) -> None:
+    """Write the graphs folder of a base model that lacks super-resolution, a fast LoRA or the preset of the services'
+    own, and is otherwise the same."""
     from tuner_svc.base_model import load
-    from tuner_svc.export.super_resolution import export_super_resolution
-    from unitune.base_model import BaseModelSpec, file_digest
+    from tuner_svc.export.exported_folder import is_export_of
+    from tuner_svc.model_folder import graphs_digest
 
-    def make(root: Path) -> None:
-        folder = Path(shutil.copytree(tiny_graphs, root / "tiny"))
-        model, spec = load(tiny_cascade), BaseModelSpec.load(folder)
-        second = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
-        files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != "spec.json"}
-        replace(spec, digest=model.digest, super_resolution=second, files=files).save(folder)
-
-    return made_once(run_root, "cascade_graphs", make) / "tiny"
+    (graphs,), own = home.graphs.iterdir(), load(base_model).spec
+    whole = BaseModelSpec.load(graphs)
+    assert whole.super_resolution is not None and whole.fast_lora is not None
+    lacking = {whole.fast_lora.weights}
+    if own.super_resolution is None:
+        lacking |= {whole.super_resolution.weights, SUPER_RESOLUTION_GRAPH}
+    shutil.copytree(graphs, folder, ignore=lambda _, names: lacking.intersection(names))
+    replace(
+        whole,
+        digest=own.digest,
+        preset=own.preset,
+        super_resolution=whole.super_resolution if own.super_resolution is not None else None,
+        fast_lora=None,
+        graphs=graphs_digest(base_model),
+        files={name: digest for name, digest in whole.files.items() if name not in lacking},
+    ).save(folder)
+    assert is_export_of(folder, base_model, own.digest)
 
 
 @pytest.fixture(scope="session")
@@ -194,11 +211,21 @@ def services_model(tiny_cascade: Path, run_root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def built_home(services_model: Path, run_root: Path) -> Home:
-    """A home with graphs and engine of that base model, as services make them. Nobody writes to it."""
+    """A home with graphs and engine of that base model, as services make them in place of damaged graphs. Nobody writes
+    to it."""
+    from tuner_svc.export.exported_folder import DIGEST_CHARACTERS
+    from tuner_svc.model_folder import digest
+
+    def make(root: Path) -> None:
+        home = Home(root)
+        damaged = home.graphs / digest(services_model)[:DIGEST_CHARACTERS]
+        damaged.mkdir(parents=True)
+        for name in ("spec.json", "denoiser.onnx", "left_over"):
+            (damaged / name).write_text("{}")
+        LocalServices(str(services_model), home=home).build()
+
     with one_thread():
-        return Home(
-            made_once(run_root, "home", lambda folder: LocalServices(str(services_model), home=Home(folder)).build())
-        )
+        return Home(made_once(run_root, "home", make))
 
 
 @pytest.fixture(scope="session")

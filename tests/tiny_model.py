@@ -147,7 +147,9 @@ def save_tiny_model(folder: Path, *, seed: int = 0, prediction_type: str = "epsi
 
 
 def save_tiny_inpainting(folder: Path, *, seed: int = 0) -> Path:
-    """Write a tiny model for inpainting in diffusers layout: latents, a mask and the masked picture's latents go in."""
-    pipeline = tiny_pipeline(seed=seed, in_channels=INPAINTING_CHANNELS)
-    StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False).save_pretrained(folder)
+    """Write a tiny model for inpainting in diffusers layout: latents, a mask and the masked picture's latents go in.
+    All else is the tiny model's own."""
+    parts = tiny_pipeline(seed=seed).components
+    parts["unet"] = tiny_pipeline(seed=seed, in_channels=INPAINTING_CHANNELS).unet
+    StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""The graphs folder, made once for all tests from the tiny model, and what is refused."""
+"""The graphs folder, made once for all tests, and what is refused."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from tests.tiny_model import WORDS
-from tuner_svc.base_model import BaseModel
+from tuner_svc.base_model import BaseModel, load
 from tuner_svc.export.__main__ import main
 from tuner_svc.export.attention import fuse_attention
 from tuner_svc.export.base_model import export, export_under
@@ -42,23 +42,43 @@ from tuner_svc.model_folder import graphs_digest
 from unitune.base_model import BaseModelSpec, TensorSpec, file_digest
 from unitune.images import ModelImage
 from unitune.known_pictures import KNOWN_PICTURES_FILE, KnownPictures
+from unitune_client.local.home import Home
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "denoiser.onnx",
     "denoiser.safetensors",
     "denoiser_controlled.onnx",
+    "fast_lora.safetensors",
     "image_decoder.onnx",
     "image_encoder.onnx",
+    "super_resolution.onnx",
+    "super_resolution.safetensors",
     "text_encoder.onnx",
     "tokenizer.json",
 }
 
 
+# The base model here is the services', with all that one can have: what its export has written is whole.
+
+
+@pytest.fixture(scope="session")
+def services_graphs(built_home: Home) -> Path:
+    """Its graphs folder, as the services have had it exported."""
+    (folder,) = built_home.graphs.iterdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(services_model: Path) -> BaseModel:
+    """It in memory."""
+    return load(services_model)
+
+
 @pytest.fixture(scope="module")
-def spec(tiny_graphs: Path) -> BaseModelSpec:
+def spec(services_graphs: Path) -> BaseModelSpec:
     """The specification as the sampler reads it."""
-    return BaseModelSpec.load(tiny_graphs)
+    return BaseModelSpec.load(services_graphs)
 
 
 def run(path: Path, inputs: dict[str, np.ndarray], weights: dict[str, np.ndarray] | None = None) -> np.ndarray:
@@ -78,21 +98,21 @@ def test_the_specification_describes_the_model(spec: BaseModelSpec, model: BaseM
     assert (model.schedule, model.preset, model.vocabulary) == (spec.schedule, spec.preset, spec.vocabulary)
 
 
-def test_every_file_is_listed_with_its_digest(tiny_graphs: Path, spec: BaseModelSpec) -> None:
+def test_every_file_is_listed_with_its_digest(services_graphs: Path, spec: BaseModelSpec) -> None:
     """The folder holds these files and no other, and none was changed after it was digested."""
     assert FILES == set(spec.files)
-    assert {*FILES, "spec.json", IDENTITIES_FILE} == {path.name for path in tiny_graphs.iterdir()}
+    assert {*FILES, "spec.json", IDENTITIES_FILE} == {path.name for path in services_graphs.iterdir()}
     for name, digest in spec.files.items():
-        assert digest == hashlib.sha256((tiny_graphs / name).read_bytes()).hexdigest(), name
+        assert digest == hashlib.sha256((services_graphs / name).read_bytes()).hexdigest(), name
 
 
 def test_every_tensor_is_an_initializer_of_its_own(
-    tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel, tmp_path: Path
+    services_graphs: Path, spec: BaseModelSpec, model: BaseModel, tmp_path: Path
 ) -> None:
     """A bijection by name: shape and values are the base tensor in the layout that the specification says."""
     base = {name: tensor.numpy() for name, tensor in model.tensors().items()}
     for name in ("denoiser.onnx", "denoiser.safetensors"):  # an engine may have linked it, which this reader refuses
-        shutil.copyfile(tiny_graphs / name, tmp_path / name)
+        shutil.copyfile(services_graphs / name, tmp_path / name)
     graph = ir.load(tmp_path / "denoiser.onnx").graph
 
     assert base.keys() == spec.tensors.keys()
@@ -102,29 +122,29 @@ def test_every_tensor_is_an_initializer_of_its_own(
     assert {"same", "reshaped"} == {tensor.layout for tensor in spec.tensors.values()}
 
 
-def test_tensors_lie_outside_and_shapes_inside(tiny_graphs: Path, spec: BaseModelSpec) -> None:
+def test_tensors_lie_outside_and_shapes_inside(services_graphs: Path, spec: BaseModelSpec) -> None:
     """The file of base weights holds exactly the tensors, however small; shapes stay inside, where they can be read."""
-    graph = onnx.load(tiny_graphs / "denoiser.onnx", load_external_data=False).graph
+    graph = onnx.load(services_graphs / "denoiser.onnx", load_external_data=False).graph
     outside = {one.name for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
     locations = {entry.value for one in graph.initializer for entry in one.external_data if entry.key == "location"}
 
     assert set(spec.tensors) == outside
     assert {"denoiser.safetensors"} == locations
     for name in ("text_encoder", "image_encoder", "image_decoder"):
-        frozen = onnx.load(tiny_graphs / f"{name}.onnx", load_external_data=False).graph
+        frozen = onnx.load(services_graphs / f"{name}.onnx", load_external_data=False).graph
         assert not any(one.data_location == onnx.TensorProto.EXTERNAL for one in frozen.initializer), name
 
 
-def test_graphs_tell_nothing_of_the_machine(tiny_graphs: Path) -> None:
+def test_graphs_tell_nothing_of_the_machine(services_graphs: Path) -> None:
     """No path, no name of a source file is left in any graph."""
-    for path in tiny_graphs.glob("*.onnx"):
+    for path in services_graphs.glob("*.onnx"):
         assert not [
             word for word in (b".py", b"/home", b"/work", b"/tmp", b"site-packages") if word in path.read_bytes()
         ]
 
 
 def test_the_denoiser_answers_like_torch_with_two_weight_sets(
-    tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel
+    services_graphs: Path, spec: BaseModelSpec, model: BaseModel
 ) -> None:
     """S10: base weights, then all others put in by name, then the base again, at batch sizes 1, 2 and 5."""
     others = randomised_denoiser(model, seed=7)
@@ -140,17 +160,17 @@ def test_the_denoiser_answers_like_torch_with_two_weight_sets(
         arrays = {name: value.numpy() for name, value in inputs.items()}
         answers = []
         for module, weights in sets.values():
-            answers.append(run(tiny_graphs / "denoiser.onnx", arrays, weights))
+            answers.append(run(services_graphs / "denoiser.onnx", arrays, weights))
             with torch.no_grad():
                 expected = module(*inputs.values()).numpy()
             np.testing.assert_allclose(answers[-1], expected, atol=1e-5 * np.abs(expected).max())
         assert np.abs(answers[0] - answers[1]).max() > 1e-2
 
 
-def test_attention_is_one_node(tiny_graphs: Path, model: BaseModel) -> None:
+def test_attention_is_one_node(services_graphs: Path, model: BaseModel) -> None:
     """Every attention of the denoiser is, and none of the controlled graph, whose maps must be in reach."""
     nodes, controlled = (
-        Counter(node.op_type for node in onnx.load(tiny_graphs / name, load_external_data=False).graph.node)
+        Counter(node.op_type for node in onnx.load(services_graphs / name, load_external_data=False).graph.node)
         for name in ("denoiser.onnx", "denoiser_controlled.onnx")
     )
     attentions = sum(isinstance(module, Attention) for module in model.denoiser.unet.modules())
@@ -250,16 +270,16 @@ def test_a_module_that_cannot_be_exported_is_refused_with_the_cause() -> None:
         to_graph(group_norm, {"values": torch.randn(2, 4)}, "out", translations=TRANSLATIONS)
 
 
-def test_each_tensor_matters_by_its_own_name(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
+def test_each_tensor_matters_by_its_own_name(services_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
     """Replacing one tensor in the graph does what replacing it in torch does, for one of each layout and for norms."""
     others = {name: tensor.numpy() for name, tensor in randomised_denoiser(model, seed=3).unet.state_dict().items()}
     inputs = example(model)
     arrays = {name: value.numpy() for name, value in inputs.items()}
-    base = run(tiny_graphs / "denoiser.onnx", arrays)
+    base = run(services_graphs / "denoiser.onnx", arrays)
     by_layout = {tensor.layout: name for name, tensor in spec.tensors.items()}
 
     for name in {*by_layout.values(), "conv_norm_out.weight", "conv_norm_out.bias", "conv_in.bias"}:
-        answer = run(tiny_graphs / "denoiser.onnx", arrays, {name: spec.tensors[name].to_graph(others[name])})
+        answer = run(services_graphs / "denoiser.onnx", arrays, {name: spec.tensors[name].to_graph(others[name])})
         with torch.no_grad():
             expected = torch.func.functional_call(
                 model.denoiser.unet, {name: torch.from_numpy(others[name])}, tuple(inputs.values())
@@ -268,7 +288,7 @@ def test_each_tensor_matters_by_its_own_name(tiny_graphs: Path, spec: BaseModelS
         np.testing.assert_allclose(answer, expected, atol=1e-5 * np.abs(expected).max(), err_msg=name)
 
 
-def test_the_frozen_graphs_answer_like_torch(tiny_graphs: Path, model: BaseModel, image: ModelImage) -> None:
+def test_the_frozen_graphs_answer_like_torch(services_graphs: Path, model: BaseModel, image: ModelImage) -> None:
     """Text encoder, image encoder with scaling and mode, and image decoder agree with PyTorch on real input."""
     ids = model.input_ids(["", "a cat on a beach", "beikkpic a dog"])
     vectors = torch.randn((2, model.context_width), generator=torch.Generator().manual_seed(3))
@@ -282,10 +302,10 @@ def test_the_frozen_graphs_answer_like_torch(tiny_graphs: Path, model: BaseModel
         ("image_encoder", {"image": image}, latent.numpy()),
         ("image_decoder", {"latent": latent.numpy()}, decoded),
     ):
-        np.testing.assert_allclose(run(tiny_graphs / f"{name}.onnx", inputs), expected, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(run(services_graphs / f"{name}.onnx", inputs), expected, atol=1e-5, err_msg=name)
 
 
-def test_the_text_encoder_takes_any_number_of_vectors(tiny_graphs: Path, model: BaseModel) -> None:
+def test_the_text_encoder_takes_any_number_of_vectors(services_graphs: Path, model: BaseModel) -> None:
     """One vector, or as many as a prompt may hold, stand where their ids are."""
     for number in (1, 14):
         vectors = torch.randn((number, model.context_width), generator=torch.Generator().manual_seed(number))
@@ -293,13 +313,13 @@ def test_the_text_encoder_takes_any_number_of_vectors(tiny_graphs: Path, model: 
         ids[0, 1 : 1 + number] = -1 - torch.arange(number)
         with torch.no_grad():
             expected = model.text_encoder(ids, vectors).numpy()
-        found = run(tiny_graphs / "text_encoder.onnx", {"input_ids": ids.numpy(), "vectors": vectors.numpy()})
+        found = run(services_graphs / "text_encoder.onnx", {"input_ids": ids.numpy(), "vectors": vectors.numpy()})
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_base_weights_are_the_models_own(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
+def test_base_weights_are_the_models_own(services_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
     """denoiser.safetensors holds every tensor by its name, bit-equal, fp32."""
-    stored = load_file(tiny_graphs / spec.base_weights)
+    stored = load_file(services_graphs / spec.base_weights)
 
     assert model.tensors().keys() == stored.keys()
     assert all(np.array_equal(model.tensors()[name].numpy(), tensor) for name, tensor in stored.items())
@@ -320,9 +340,9 @@ def test_base_weights_are_the_models_own(tiny_graphs: Path, spec: BaseModelSpec,
         *WORDS,
     ],
 )
-def test_tokenizers_alone_gives_the_same_ids(tiny_graphs: Path, model: BaseModel, prompt: str) -> None:
+def test_tokenizers_alone_gives_the_same_ids(services_graphs: Path, model: BaseModel, prompt: str) -> None:
     """Without transformers the ids are the same: lower case, padding, and the end kept when a prompt is cut."""
-    tokenizer = Tokenizer.from_file(str(tiny_graphs / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(services_graphs / "tokenizer.json"))
 
     assert model.input_ids([prompt])[0].tolist() == tokenizer.encode(prompt).ids
 
@@ -350,24 +370,24 @@ def test_the_preview_map_is_the_decoder_where_that_is_linear(spec: BaseModelSpec
     assert (model.latent_channels + 1, 3) == np.array(spec.latent_to_rgb).shape
 
 
-def test_a_complete_folder_is_not_made_again(tiny_model: Path, tiny_graphs: Path) -> None:
+def test_a_complete_folder_is_not_made_again(services_model: Path, services_graphs: Path) -> None:
     """A second export returns at once and changes no file."""
-    before = {path.name: path.stat().st_mtime_ns for path in tiny_graphs.iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in services_graphs.iterdir()}
     said: list[str] = []
 
-    assert tiny_graphs == export(tiny_model, tiny_graphs, said.append)
+    assert services_graphs == export(services_model, services_graphs, said.append)
     assert [] == said
-    assert before == {path.name: path.stat().st_mtime_ns for path in tiny_graphs.iterdir()}
+    assert before == {path.name: path.stat().st_mtime_ns for path in services_graphs.iterdir()}
 
 
 def test_a_root_finds_the_folder_by_the_models_digest(
-    tiny_model: Path, tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    services_model: Path, services_graphs: Path, spec: BaseModelSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Graphs below a root are found again, and the program's last line of stdout names them."""
-    folder = shutil.copytree(tiny_graphs, tmp_path / spec.digest[:16])
+    folder = shutil.copytree(services_graphs, tmp_path / spec.digest[:16])
 
-    assert folder == export_under(tiny_model, tmp_path)
-    assert 0 == main(["--base-model", str(tiny_model), "--graphs-root", str(tmp_path)])
+    assert folder == export_under(services_model, tmp_path)
+    assert 0 == main(["--base-model", str(services_model), "--graphs-root", str(tmp_path)])
     assert str(folder) == capsys.readouterr().out.splitlines()[-1]
 
 
@@ -380,20 +400,20 @@ sys.exit(main())
 
 
 def test_graphs_that_are_there_are_found_without_pytorch(
-    tiny_model: Path, tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path
+    services_model: Path, services_graphs: Path, spec: BaseModelSpec, tmp_path: Path
 ) -> None:
     """It takes seconds to load, and nobody waits for it who starts services whose graphs are there."""
-    folder = shutil.copytree(tiny_graphs, tmp_path / spec.digest[:DIGEST_CHARACTERS])
-    command = [sys.executable, "-c", WITHOUT_PYTORCH, "--base-model", tiny_model, "--graphs-root", tmp_path]
+    folder = shutil.copytree(services_graphs, tmp_path / spec.digest[:DIGEST_CHARACTERS])
+    command = [sys.executable, "-c", WITHOUT_PYTORCH, "--base-model", services_model, "--graphs-root", tmp_path]
 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert (0, f"{folder}\n") == (done.returncode, done.stdout), done.stderr
 
 
-def test_a_folder_that_lacks_a_file_is_not_complete(tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path) -> None:
+def test_a_folder_that_lacks_a_file_is_not_complete(services_graphs: Path, spec: BaseModelSpec, tmp_path: Path) -> None:
     """Neither a missing graph nor another model's digest counts."""
-    folder = shutil.copytree(tiny_graphs, tmp_path / "graphs")
+    folder = shutil.copytree(services_graphs, tmp_path / "graphs")
 
     assert is_complete(folder, spec.digest)
     assert not is_complete(folder, "0" * 64)
@@ -403,13 +423,13 @@ def test_a_folder_that_lacks_a_file_is_not_complete(tiny_graphs: Path, spec: Bas
 
 @pytest.mark.parametrize("damage", ["cut", "changed"])
 def test_a_damaged_folder_is_not_complete_and_is_exported_again(
-    tiny_model: Path, tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path, damage: str
+    services_model: Path, services_graphs: Path, spec: BaseModelSpec, tmp_path: Path, damage: str
 ) -> None:
     """Its files' names are not enough: one that is shorter, or has another byte, is found. Where the graphs of these
     tests lie, a damaged folder lay before; a root gets a whole folder in its place, and nothing of it is left."""
-    folder = shutil.copytree(tiny_graphs, tmp_path / spec.digest[:16])
+    folder = shutil.copytree(services_graphs, tmp_path / spec.digest[:16])
     weights = folder / spec.base_weights
-    assert is_export_of(folder, tiny_model, spec.digest)
+    assert is_export_of(folder, services_model, spec.digest)
     with weights.open("r+b") as file:
         if damage == "cut":
             file.truncate(weights.stat().st_size - 1)
@@ -419,16 +439,16 @@ def test_a_damaged_folder_is_not_complete_and_is_exported_again(
             file.seek(-1, os.SEEK_END)
             file.write(bytes([last[0] ^ 1]))
 
-    assert not is_complete(folder, spec.digest) and not is_export_of(folder, tiny_model, spec.digest)
-    assert is_complete(tiny_graphs, spec.digest) and [tiny_graphs] == list(tiny_graphs.parent.iterdir())
-    assert "left_over" not in {path.name for path in tiny_graphs.iterdir()}
+    assert not is_complete(folder, spec.digest) and not is_export_of(folder, services_model, spec.digest)
+    assert is_complete(services_graphs, spec.digest) and [services_graphs] == list(services_graphs.parent.iterdir())
+    assert "left_over" not in {path.name for path in services_graphs.iterdir()}
 
 
 def test_files_that_were_checked_are_not_read_again(
-    tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    services_graphs: Path, spec: BaseModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copied folder is read once; then sizes, times and inodes are enough."""
-    folder, read = shutil.copytree(tiny_graphs, tmp_path / "graphs"), list[str]()
+    folder, read = shutil.copytree(services_graphs, tmp_path / "graphs"), list[str]()
 
     def digested(path: Path) -> str:
         read.append(path.name)
@@ -441,22 +461,22 @@ def test_files_that_were_checked_are_not_read_again(
     assert is_complete(folder, spec.digest) and [] == read
 
 
-def test_a_folder_with_other_files_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(services_model: Path, tmp_path: Path) -> None:
     """Nothing is written where something else lies."""
     (tmp_path / "letter.txt").write_text("dear")
 
     with pytest.raises(ExportError, match="holds something else"):
-        export(tiny_model, tmp_path)
+        export(services_model, tmp_path)
 
     assert ["letter.txt"] == [path.name for path in tmp_path.iterdir()]
 
 
-def test_a_failed_export_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_nothing(services_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that does not pass its check never gets a folder, and no partial one stays."""
     monkeypatch.setattr("tuner_svc.export.check.TOLERANCE", -1.0)
 
     with pytest.raises(ExportError, match="differs from PyTorch"):
-        export(tiny_model, tmp_path / "graphs")
+        export(services_model, tmp_path / "graphs")
 
     assert [] == list(tmp_path.iterdir())
 
@@ -541,29 +561,31 @@ def test_a_graph_of_another_model_does_not_pass_the_check(tmp_path: Path) -> Non
 
 
 def test_an_export_goes_with_the_pictures_that_its_base_model_knows(
-    tiny_model: Path, tiny_graphs: Path, tmp_path: Path
+    services_model: Path, services_graphs: Path, tmp_path: Path
 ) -> None:
     """They are not in the digest, so an export with other limits, or none, is made again (the end of N25)."""
-    folder = Path(shutil.copytree(tiny_model, tmp_path / "tiny"))
-    assert is_export_of(tiny_graphs, folder, digest_of(folder))
+    folder = Path(shutil.copytree(services_model, tmp_path / "tiny"))
+    assert is_export_of(services_graphs, folder, digest_of(folder))
 
     limits = KnownPictures(np.zeros(2, np.float32), np.eye(2, dtype=np.float32), 1.0, 0.1, "squares")
     limits.save(folder)
 
-    assert digest_of(folder) == digest_of(tiny_model)
-    assert not is_export_of(tiny_graphs, folder, digest_of(folder))
-    graphs = Path(shutil.copytree(tiny_graphs, tmp_path / "graphs"))
+    assert digest_of(folder) == digest_of(services_model)
+    assert not is_export_of(services_graphs, folder, digest_of(folder))
+    graphs = Path(shutil.copytree(services_graphs, tmp_path / "graphs"))
     shutil.copy(folder / KNOWN_PICTURES_FILE, graphs)  # as an export does; two files that say the same may differ
     assert is_export_of(graphs, folder, digest_of(folder))
     replace(limits, distance=2.0).save(folder)
     assert not is_export_of(graphs, folder, digest_of(folder))
 
 
-def test_a_preset_alone_is_no_reason_to_export_again(tiny_model: Path, tiny_graphs: Path, tmp_path: Path) -> None:
+def test_a_preset_alone_is_no_reason_to_export_again(
+    services_model: Path, services_graphs: Path, tmp_path: Path
+) -> None:
     """The graphs of a model that differs in its preset are its own, too, under second names; its specification has its
     own preset and digest, and the first one stays as it was."""
-    root, own = tmp_path / "graphs", Path(shutil.copytree(tiny_model, tmp_path / "other"))
-    first = Path(shutil.copytree(tiny_graphs, root / digest_of(tiny_model)[:DIGEST_CHARACTERS]))
+    root, own = tmp_path / "graphs", Path(shutil.copytree(services_model, tmp_path / "other"))
+    first = Path(shutil.copytree(services_graphs, root / digest_of(services_model)[:DIGEST_CHARACTERS]))
     before, said = (first / "spec.json").read_bytes(), []
     (own / "unitune_preset.json").write_text('{"strength": 0.6, "updates": 64}')
 
@@ -579,13 +601,13 @@ def test_a_preset_alone_is_no_reason_to_export_again(tiny_model: Path, tiny_grap
     assert folder == export_under(own, root, said.append) and 1 == len(said)
 
 
-def test_graphs_depend_on_every_file_but_the_preset(tiny_model: Path, tmp_path: Path) -> None:
+def test_graphs_depend_on_every_file_but_the_preset(services_model: Path, tmp_path: Path) -> None:
     """Their digest is another one with another noise schedule, and the same with another preset or without one."""
-    own = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    own = Path(shutil.copytree(services_model, tmp_path / "other"))
     (own / "unitune_preset.json").write_text('{"strength": 0.6}')
-    assert graphs_digest(tiny_model) == graphs_digest(own) and digest_of(tiny_model) != digest_of(own)
+    assert graphs_digest(services_model) == graphs_digest(own) and digest_of(services_model) != digest_of(own)
 
     scheduler = own / "scheduler" / "scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
 
-    assert graphs_digest(tiny_model) != graphs_digest(own)
+    assert graphs_digest(services_model) != graphs_digest(own)
