@@ -78,13 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         home = Home((options.home or Path(scratch) / "home").absolute())
         engine = LocalServices(str(options.base_model), home=home, log=say).build()
-        logs = options.out / "logs"
-        for old in logs.glob("*.log"):
-            old.unlink()
+        logs = (options.out / "logs").absolute()
         size = Size(options.gateways, options.tuners, options.samplers)
-        fleet = Fleet(options.base_model, engine, Path(scratch), logs.absolute(), size, SETTINGS)
+        fleet = Fleet(options.base_model, engine, Path(scratch), logs, size, SETTINGS)
         ledger, tunings, crashes = asyncio.run(chaos(fleet, options))
-        error_lines = check_logs({name: fleet.log(name) for name in fleet.services}, ledger)
+        error_lines = check_logs(fleet.services, ledger)
     report = told(options, ledger, tunings, crashes, error_lines)
     (options.out / "report.txt").write_text(report + "\n", encoding="utf-8")
     print(report)
@@ -109,7 +107,7 @@ async def chaos(fleet: Fleet, options: argparse.Namespace) -> tuple[Ledger, dict
         ]
         injector, stopping = Injector(fleet, ledger, say), asyncio.Event()
         aside = [asyncio.create_task(injector.keep_running()), asyncio.create_task(watch_caps(fleet, ledger))]
-        faults = planned(options.seconds, Random(options.seed), options.fault_every, fleet.names)
+        faults = planned(options.seconds, Random(options.seed), options.fault_every, fleet.services.names)
         try:
             async with asyncio.TaskGroup() as group:
                 for tenant in tenants:

@@ -13,6 +13,7 @@ from bench.measure import percentile
 from bench.soak.clients import CANCELLED, EXPECTED, PROMPTS
 from bench.soak.end import LOOKS_EVERY_S, check_tunings, misplaced, settle
 from bench.soak.ledger import DONE, Ledger, Outcome
+from bench.started import GATEWAY
 from gateway.state import MAX_CRASHES
 from unitune.errors import from_status
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
@@ -131,12 +132,12 @@ async def check_files(fleet: Fleet, ready: Mapping[str, Set[str]], ledger: Ledge
 
 def sweep(fleet: Fleet) -> None:
     """Have a gateway begin that deletes what nobody owns."""
-    name = fleet.names("gateway")[0]
+    name = fleet.services.names(GATEWAY)[0]
     fleet.harmed[name] += 1
-    process = fleet.services[name].process
+    process = fleet.services.process(name)
     process.terminate()
     process.wait()
-    fleet.start(name, UNITUNE_KEEP_UNUSED_S=UNOWNED_S)
+    fleet.services.restart(name, UNITUNE_KEEP_UNUSED_S=UNOWNED_S)
     fleet.harmed[name] -= 1
 
 

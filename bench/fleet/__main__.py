@@ -28,10 +28,11 @@ from pathlib import Path
 from bench.fleet.alone import CLIENT, Alone, cpu_s
 from bench.fleet.load import Load, rush, visits
 from bench.fleet.report import Costs, Outcome, Phase, Report
-from bench.fleet.services import DATABASE, GATEWAY, SAMPLER, Fleet, Size
+from bench.fleet.services import DATABASE, Fleet, Size
 from bench.fleet.users import Lost, Made, Users
 from bench.inputs import MODEL, PICTURE
 from bench.program import say
+from bench.started import GATEWAY, SAMPLER
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
 
