@@ -166,9 +166,8 @@ CHECKS: dict[int, tuple[str, tuple[str, ...]]] = {
 }
 # Faults that were found by attack. The tests of each name it in their docstrings.
 FAULTS = (*(f"R{number}" for number in range(1, 13)), *(f"r{number}" for number in range(1, 21)))
-# What several gateways, their state, tuners and samplers survive, by the same kind of number. Nobody shows F8: a state
-# file has one connection; and F22: no report is a stream.
-OF_FLEETS = tuple(f"F{number}" for number in (*range(1, 8), *range(9, 22), *range(23, 35), 43, 45, 47))
+# What several gateways, their state, tuners, samplers and edge survive, by the same kind of number.
+OF_FLEETS = tuple(f"F{number}" for number in range(1, 49))
 
 
 class Found(NamedTuple):
