@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -251,7 +252,7 @@ def test_a_lost_comparison_goes_on_with_the_methods_that_are_left(server: Script
 
 
 def test_a_lost_comparison_leaves_out_words_that_no_method_left_reads(server: ScriptedServer) -> None:
-    """A server refuses a class noun without dreambooth: what was done takes its word with it, and others keep theirs."""
+    """A server refuses a class noun without dreambooth: what was done takes its word along, and others keep theirs."""
     log = scripted_server.compare_events({"dreambooth": [b"one"], "prompt_to_prompt": [b"two"]})
     at = next(index for index, event in enumerate(log) if event.WhichOneof("event") == "result")
     server.script("Compare", [*log[: at + 1], DOWN], scripted_server.compare_events({"prompt_to_prompt": [b"two"]}))
@@ -263,10 +264,8 @@ def test_a_lost_comparison_leaves_out_words_that_no_method_left_reads(server: Sc
     first, second = server.requests["Compare"]
     assert (first.class_noun, first.base_prompt) == ("cat", "a cat on a beach")
     assert (second.class_noun, second.base_prompt) == ("", "a cat on a beach")
-    assert [event.method for event in seen if isinstance(event, events.CompareResult)] == [
-        "dreambooth",
-        "prompt_to_prompt",
-    ]
+    results = [event.method for event in seen if isinstance(event, events.CompareResult)]
+    assert results == ["dreambooth", "prompt_to_prompt"]
 
 
 def test_short_calls_are_repeated_too(server: ScriptedServer) -> None:
