@@ -54,6 +54,11 @@ class Fleet:
         pages = self.bucket.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket.name)
         return sorted(one["Key"].removeprefix(PREFIX) for page in pages for one in page.get("Contents", []))
 
+    def read(self, path: str) -> bytes:
+        """An object of the store."""
+        data: bytes = self.bucket.s3.get_object(Bucket=self.bucket.name, Key=f"{PREFIX}{path}")["Body"].read()
+        return data
+
     def connect(self) -> "psycopg.Connection[Any]":
         """A connection to the database itself."""
         return psycopg.connect(self.url, autocommit=True, connect_timeout=3)
