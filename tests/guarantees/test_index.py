@@ -155,6 +155,14 @@ CHECKS: dict[int, tuple[str, tuple[str, ...]]] = {
             "tests/gateway/test_main.py::test_a_killed_gateway_goes_on_where_it_was",
         ),
     ),
+    24: (
+        "Every overlay renders, passes strict schemas and policies, and has the names that the code has.",
+        (
+            "tests/k8s/test_manifests.py::test_what_is_rendered_is_right",
+            "tests/k8s/test_manifests.py::test_only_who_has_to_reaches_a_service",
+            "tests/k8s/test_scaler_role.py::test_keda_counts_the_tunings_that_are_to_run",
+        ),
+    ),
     25: (
         "An older client is understood, and names of metrics stay.",
         (
