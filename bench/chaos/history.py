@@ -34,7 +34,7 @@ READ = "SELECT tenant, name, was, becomes, attempts FROM chaos.history ORDER BY 
 QUEUED, RUNNING, READY = Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY
 FAILED, CANCELLED, EXPIRED = Tuning.STATE_FAILED, Tuning.STATE_CANCELLED, Tuning.STATE_EXPIRED
 # From which state to which; None is where there is no tuning.
-MAY_BECOME = {
+MAY_BECOME: dict[int | None, set[int | None]] = {
     None: {QUEUED},
     QUEUED: {RUNNING, FAILED, CANCELLED},
     RUNNING: {QUEUED, READY, FAILED, CANCELLED},
@@ -65,7 +65,7 @@ def check_history(steps: Iterable[Step], ledger: Ledger, *, most_running: int, m
     """No tuning has left an end, each attempt began by being taken, and no tenant ever had more than it may."""
     running, unfinished = Counter[str](), Counter[str]()
     for number, step in enumerate(steps):
-        if step.becomes not in MAY_BECOME[step.was]:  # type: ignore[index]
+        if step.becomes not in MAY_BECOME[step.was]:
             ledger.wrong(f"{step.name} was {_word(step.was)} and is {_word(step.becomes)}")
         if step.attempts != (step.becomes == RUNNING):
             ledger.wrong(f"{step.name} is {_word(step.becomes)} by {step.attempts} attempts")
@@ -80,4 +80,4 @@ def check_history(steps: Iterable[Step], ledger: Ledger, *, most_running: int, m
 
 
 def _word(state: int | None) -> str:
-    return "gone" if state is None else Tuning.State.Name(state)  # type: ignore[arg-type]
+    return "gone" if state is None else Tuning.State.Name(state)
