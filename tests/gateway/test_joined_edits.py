@@ -199,8 +199,10 @@ async def test_a_comparison_whose_edit_is_lost_begins_it_again(world: World) -> 
         pass
     assert event.edit.HasField("accepted") and event.edit.accepted.edit != name
     world.sampler.go_on.set()
-    results = [event.result async for event in joined if event.HasField("result")]
-    assert [len(result.images) for result in results] == [1] and await edits_of(world) == 1
+    while not (event := await joined.read()).HasField("result"):
+        pass
+    assert len(event.result.images) == 1 and not event.result.HasField("error")
+    assert (await joined.read()).HasField("done") and await edits_of(world) == 1
 
 
 async def test_a_request_whose_edit_was_cancelled_begins_again(world: World) -> None:
