@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +15,7 @@ import pytest
 from sqlalchemy import MetaData
 
 from gateway import postgres, state_of_services
+from gateway.database import Transaction
 from gateway.postgres import PostgresServer as Database
 from gateway.postgres import payloads
 from gateway.shared_edits import SharedEdits
@@ -113,8 +116,10 @@ async def test_a_tenant_runs_no_more_than_it_may_anywhere(url: str, opened: Call
     for number in range(16):
         await states[0].create(tuning("acme", f"a{number:02d}", number), None)
 
+    takers = itertools.count()  # one that asks again has given back what it had
+
     async def take(number: int) -> Attempt | None:
-        taken = await states[number % 2].take(Taker(f"tuner {number}"), most_running=2)
+        taken = await states[number % 2].take(Taker(f"tuner {next(takers)}"), most_running=2)
         return None if taken is None else Attempt(taken.tuning.name, taken.attempt)
 
     held = list[Attempt]()
@@ -147,6 +152,30 @@ async def test_a_tenant_runs_no_more_than_it_may_anywhere(url: str, opened: Call
             group.create_task(work(number))
     looking.cancel()
     assert len(set(ended)) == 16 and max(seen) == 2
+
+
+async def test_a_taker_that_counted_too_early_counts_again(
+    opened: Callable[[], Awaitable[State]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another gateway takes the last tuning that a tenant may run, between a taker's look and its lock (F5)."""
+    slow, other = await opened(), await opened()
+    for number in range(2):
+        await slow.create(tuning("acme", f"a{number}", number), None)
+    looked, goes_on, count = threading.Event(), threading.Event(), slow._running
+
+    def looking(tx: Transaction) -> dict[str, int]:
+        found = count(tx)
+        if not looked.is_set():
+            looked.set()
+            goes_on.wait(30)
+        return found
+
+    monkeypatch.setattr(slow, "_running", looking)
+    taking = asyncio.create_task(slow.take(Taker("tuner 1"), most_running=1))
+    await asyncio.to_thread(looked.wait, 30)
+    assert await other.take(Taker("tuner 2"), most_running=1) is not None
+    goes_on.set()
+    assert await taking is None
 
 
 async def test_another_tenant_is_next_but_one_at_most(opened: Callable[[], Awaitable[State]]) -> None:
