@@ -109,7 +109,7 @@ class Tuner:
                 try:
                     await self._ask(pool)
                 except grpc.aio.AioRpcError:
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.05)
 
     async def _ask(self, pool: Any) -> None:
         info = tuner_pb2.TunerInfo(
