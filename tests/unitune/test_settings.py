@@ -210,3 +210,22 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert num_cores() == 64
+
+
+@pytest.mark.parametrize("config", [GatewayConfig, TunerConfig, SamplerConfig])
+def test_help_lists_every_setting(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """--help of a service prints each variable with its key and default, though what must be set is not."""
+    with pytest.raises(SystemExit) as ended:
+        load(config, {}, ["--help"])
+    assert 0 == ended.value.code
+    told = capsys.readouterr().out
+    for field in dataclasses.fields(config):
+        if "env" in field.metadata:
+            assert f"\n{field.metadata['env']}, {field.name}\n" in told
+    assert "[must be set]" in told and f"[{config.TABLE}]" in told
+
+
+def test_an_argument_is_not_passed_over() -> None:
+    """An operator who gives a service an option learns that its settings are variables."""
+    with pytest.raises(BadSetting, match=r"'--port' is an argument, and this program takes none: .*--help"):
+        load(Config, {"UNITUNE_NEEDED": "a"}, ["--port", "1"])
