@@ -101,7 +101,8 @@ class Retention:
         self._owns = owner == identity
         if not self._owns:
             problem = "store is of another state; nothing is deleted from it unasked"
-            telemetry.event(logger, problem, level=logging.WARNING)
+            remedy = "set UNITUNE_STORE to an empty folder or prefix, or UNITUNE_STATE to the state that it belongs to"
+            telemetry.event(logger, problem, level=logging.WARNING, detail=remedy)
         return self._owns
 
     async def _knows_the_store(self) -> bool:

@@ -29,7 +29,8 @@ names. The variable comes before the file. This page is made by `make protos` of
 `unitune/service_settings.py`; change it there.
 
     [gateway]
-    address = "0.0.0.0:50051"
+    store = "/var/lib/unitune/store"
+    state = "/var/lib/unitune/gateway.sqlite"
     tenant_tunings = 20
 
     [tuner]
@@ -40,7 +41,8 @@ table or a key that is not known (the nearest known one is told), and for a valu
 own table alone. `unitune up` gives its services addresses, store and state itself; everything else they take from the
 environment and the file.
 
-`python -m gateway --help` lists a service's settings, too, and so do `tuner_svc` and `sampler_svc`; they take no other arguments.
+`python -m gateway --help` lists a service's settings, too, and so do `tuner_svc` and `sampler_svc`; they take no
+other arguments.
 
 The command line `unitune` reads other variables:
 

@@ -159,9 +159,8 @@ def load(cls: type[T], environ: Mapping[str, str], arguments: Sequence[str] = ()
 
 def listed(cls: type[Any]) -> str:
     """All settings of a dataclass for people: variable, key, default, and what it is."""
-    table = cls.TABLE
     lines = [
-        f"Settings are variables of the environment, or keys of the table [{table}] in the TOML file that {CONFIG} names."
+        f"Settings are variables of the environment, or keys of [{cls.TABLE}] in the TOML file that {CONFIG} names."
     ]
     for field in dataclasses.fields(cls):
         if "env" not in field.metadata:

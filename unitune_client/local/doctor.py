@@ -194,28 +194,17 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
         f"interpolation {sampling.interpolation:g}"
     )
     yield "server", info.version
-    is_model_known = bool(model.width)
-    yield (
-        "base model",
-        f"{model.name}, {model.width} x {model.height} pixels"
-        if is_model_known
-        else NOT_TOLD.format("a tuner or a sampler"),
-    )
+    known = f"{model.name}, {model.width} x {model.height} pixels"
+    yield "base model", known if model.name else NOT_TOLD.format("a tuner or a sampler")
     yield "methods", ", ".join(info.methods)
     yield "schedulers", ", ".join(info.schedulers)
-    yield (
-        "tuning defaults",
-        f"{updates}, mode {tuning.mode}, rare tokens {tuning.rare_tokens}"
-        if tuning.mode
-        else NOT_TOLD.format("a tuner"),
-    )
+    tuned = f"{updates}, mode {tuning.mode}, rare tokens {tuning.rare_tokens}"
+    yield "tuning defaults", tuned if tuning.mode else NOT_TOLD.format("a tuner")
     lora = f" and its fast LoRA ({model.fast_lora})" if model.fast_lora else ""
     fast = f", {model.fast_steps} with --fast{lora}" if model.fast_steps else ""
     steps = f"{sampling.num_inference_steps} {sampling.scheduler} steps{fast}"
-    yield (
-        "edit defaults",
-        f"{sampling.method}, {weights}, {steps}" if sampling.method else NOT_TOLD.format("a sampler"),
-    )
+    edited = f"{sampling.method}, {weights}, {steps}"
+    yield "edit defaults", edited if sampling.method else NOT_TOLD.format("a sampler")
     yield "limits", f"{pictures}, {limits.prompt_characters} characters a prompt, {limits.seeds} seeds"
     yield "limits of a tenant", limits_of_a_tenant(limits)
     yield "limits of a request", limits_of_a_request(limits)
