@@ -96,6 +96,16 @@ def narrow_comparison(request: edit_pb2.CompareRequest, methods: Sequence[str]) 
         entry.MergeFromString(own.get(method, b""))
 
 
+def update_tuning_request(
+    name: str, labels: Mapping[str, str], expire_time: datetime | None, etag: str
+) -> tuning_pb2.UpdateTuningRequest:
+    """The request that replaces what a caller owns of a tuning."""
+    tuning = tuning_pb2.Tuning(name=name, labels=labels, etag=etag)
+    if expire_time is not None:
+        tuning.expire_time.FromDatetime(expire_time.astimezone(UTC))
+    return tuning_pb2.UpdateTuningRequest(tuning=tuning)
+
+
 def create_key_request(tenant: str, scopes: Sequence[str], expire_time: datetime | None) -> key_pb2.CreateKeyRequest:
     """The request of a new API key. Raises InvalidField for an unknown scope."""
     known = options_of(key_pb2.CreateKeyRequest)["scopes"].choices
