@@ -16,7 +16,7 @@ from gateway.postgres import PostgresServer as Database
 from tests.configs import tuning_config
 from tests.gateway.callers import EDIT, READ, Caller, make
 from tests.gateway.conftest import World, edit, eventually, picture, refused
-from tests.gateway.test_joined_edits import at_once, joined_by
+from tests.gateway.test_joined_edits import at_once, compared_by, joined_by
 from tests.gateway.test_lives import upload
 from tests.gateway.test_main import start
 from tests.gateway.test_postgres import NEVER_S
@@ -236,6 +236,11 @@ async def test_one_request_at_two_gateways_is_one_edit(pair: tuple[World, World]
     await joined_by(*pair)
     for _ in range(3):
         await at_once(pair)
+
+
+async def test_one_comparison_at_two_gateways_is_one_edit_of_each_method(pair: tuple[World, World]) -> None:
+    """Sent to both while it runs, and again when it is done: each method is sampled once and counted once (F33)."""
+    await compared_by(*pair)
 
 
 async def test_an_edit_that_died_with_its_gateway_has_failed(pair: tuple[World, World]) -> None:
