@@ -275,7 +275,9 @@ def test_compare_maps_every_event(server: ScriptedServer, client: Client) -> Non
 
     seen = list(client.compare(PICTURE, "a cat", seeds=[5, 6], class_noun="cat", initial_word="cat"))
 
-    assert server.requests["Compare"] == [
+    (request,) = server.requests["Compare"]
+    assert request.request_id
+    assert [request] == [
         edit_pb2.CompareRequest(
             parent="tenants/default",
             image_data=PICTURE,
@@ -283,6 +285,7 @@ def test_compare_maps_every_event(server: ScriptedServer, client: Client) -> Non
             seeds=[5, 6],
             class_noun="cat",
             initial_word="cat",
+            request_id=request.request_id,
         )
     ]
     assert seen[:2] == [events.CompareAccepted(sequence=1, methods=("unitune", "sdedit")), events.Heartbeat()]
