@@ -13,7 +13,7 @@ import grpc
 import psycopg
 import pytest
 
-from gateway import shared_edits
+from gateway import postgres, shared_edits
 from gateway import state_statements as statements
 from gateway.database import Transaction
 from gateway.postgres import CHANNEL
@@ -444,6 +444,40 @@ async def test_no_lease_ends_with_an_outage(world: World, own_server: PostgresSe
     assert (await world.gateway._state.get(made.name)).state == Tuning.STATE_RUNNING
     pool._no_sweep_until_s = 0.0
     await eventually(lambda: _is_queued(world, made.name))
+
+
+async def test_a_database_that_stands_still_is_told_as_away(
+    world: World, own_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes are stopped, and its connections live on. Calls end with STATE_DOWN and are answered when it goes
+    on; other gateways' news are heard again, too."""
+    monkeypatch.setattr(postgres, "HUNG_S", 2.0)
+    await world.close()
+    world.config = replace(world.config, state=own_server.new_database())
+    await world.open()
+    tuning = await world.tuned()
+    request = GetTuningRequest(name=tuning.name)
+    with own_server.frozen():
+        for _ in range(3):  # also of connections that were cut
+            call = world.tunings.GetTuning(request, timeout=30)
+            await refused(call, grpc.StatusCode.UNAVAILABLE, "STATE_DOWN")
+
+    async def is_answered() -> bool:
+        try:
+            return (await world.tunings.GetTuning(request, timeout=30)) == tuning
+        except grpc.aio.AioRpcError:
+            return False
+
+    await eventually(is_answered, within_s=30)
+    heard: list[str] = []
+    world.gateway._state.database.listen(heard.append)
+    with contextlib.closing(psycopg.connect(world.config.state, autocommit=True)) as other:
+
+        async def is_heard() -> bool:
+            other.execute(f"NOTIFY {CHANNEL}, 'other news'")
+            return "news" in heard
+
+        await eventually(is_heard, within_s=30)
 
 
 async def test_a_gateway_that_is_killed_with_its_database_loses_nothing(
