@@ -16,6 +16,7 @@ import pytest
 from gateway import postgres, shared_edits
 from gateway import state_statements as statements
 from gateway.database import Transaction
+from gateway.joined_edits import LOOKS_EVERY_S
 from gateway.postgres import CHANNEL
 from gateway.postgres import PostgresServer as Database
 from tests.configs import tuning_config
@@ -273,19 +274,26 @@ async def test_many_that_join_an_edit_ask_the_state_as_one(
     request = asked()
     running = asyncio.create_task(all_of(first, request))
     await eventually(lambda: _true(len(first.sampler.requests) == 1))
-    joined = [asyncio.create_task(all_of(second, request)) for _ in range(30)]
+    joined = [second.edits.Edit(request, timeout=60) for _ in range(30)]
+    for call in joined:
+        assert (await call.read()).HasField("accepted")
     run, looks = Transaction.run, [0]
 
     def counting(self: Transaction, statement: Any, **values: Any) -> Any:
         looks[0] += statement is statements.FIND_EDIT
         return run(self, statement, **values)
 
-    await asyncio.sleep(1)  # until all have joined
     monkeypatch.setattr(Transaction, "run", counting)
+    began_s = time.monotonic()
     await asyncio.sleep(2)
-    assert 0 < looks[0] < 30
+    of_one = (time.monotonic() - began_s) / LOOKS_EVERY_S + 1
+    assert 0 < looks[0] < 3 * of_one
     first.sampler.go_on.set()
-    for events in await asyncio.gather(running, *joined):
+    assert (await running)[-1].HasField("done")
+    for call in joined:
+        events = []
+        while (event := await call.read()) is not grpc.aio.EOF:
+            events.append(event)
         assert events[-1].HasField("done") and len(pngs(events)) == 2
 
 
