@@ -8,15 +8,18 @@ Each edit is an ordinary one, made by `gateway/edit.py`. A method that fails has
 import logging
 import re
 import time
+import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 
+from gateway import validation
 from gateway.compared_pictures import ComparedPictures
 from gateway.edit import Edits
 from gateway.edit_plan import Planner, check_words, in_field, seeds_of, warnings_of, words_of
 from gateway.edit_results import CancelledByOwner, EditResults
 from gateway.images import Images
+from gateway.joined_edits import EDIT_LOST
 from gateway.names import DEFAULT_TENANT, parse, parse_parent
 from gateway.relay import Relay
 from gateway.samplers import Samplers
@@ -37,12 +40,13 @@ from unitune.errors import (
 from unitune.options import SAMPLING, Flat, check, put_words
 from unitune.picture_file import PictureInfo
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
-from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
+from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditEvent, EditRequest
 from unitune.v1.image_pb2 import Image
 from unitune.v1.tuning_pb2 import TuningConfig
 
 logger = logging.getLogger(__name__)
 
+MOST_BEGINS = 3  # of a method's edit: one that was joined and lost begins again
 NEEDED_WORD = {
     "dreambooth": "class_noun",
     "textual_inversion": "initial_word",
@@ -137,7 +141,7 @@ class Comparisons:
         result = CompareEvent.Result(prompt=method_edit.request.prompt)
         pictures = ComparedPictures(len(seeds_of(method_edit.request)))
         try:
-            async with aclosing(self._edits.edit(_with_picture(method_edit.request, request), left_s)) as events:
+            async with aclosing(self._joined(_with_picture(method_edit.request, request), left_s)) as events:
                 async for event in events:
                     match event.WhichOneof("event"):
                         case "image" | "image_part":
@@ -153,7 +157,7 @@ class Comparisons:
                             pass  # the comparison has its own
                         case _:
                             if event.HasField("accepted"):
-                                pictures.stored = self._results.get(event.accepted.edit).pictures
+                                pictures.stored = self._results.kept(event.accepted.edit)
                             yield CompareEvent(edit=event)
             await self._measure(result)
         except UniTuneError as error:
@@ -163,6 +167,20 @@ class Comparisons:
             result = CompareEvent.Result(prompt=method_edit.request.prompt, error=to_status(error))
         async for message in pictures.messages(result):
             yield message
+
+    async def _joined(self, request: EditRequest, left_s: float | None) -> AsyncGenerator[EditEvent, None]:
+        """The events of one method's edit. One that another comparison had begun, and that was lost, begins again."""
+        ends_at = None if left_s is None else time.monotonic() + left_s
+        for begins_left in reversed(range(MOST_BEGINS)):
+            left_s = None if ends_at is None else ends_at - time.monotonic()
+            async with aclosing(self._edits.edit(request, left_s)) as events:
+                async for event in events:
+                    is_lost = event.HasField("failed") and from_status(event.failed).reason == EDIT_LOST
+                    if is_lost and begins_left:
+                        break
+                    yield event
+                else:
+                    return
 
     async def _measure(self, result: CompareEvent.Result) -> None:
         """Add what the edit's events do not say: the seconds of its tuning, and the bytes of its weights."""
@@ -177,6 +195,8 @@ class Comparisons:
     async def _method_edits(self, request: CompareRequest) -> list[MethodEdit]:
         """The edit of each method. Raises as Compare does. Nothing is stored, and no tuning is made."""
         check(request)
+        if request.request_id and not request.validate_only:
+            validation.check_request_id(request.request_id)
         if request.WhichOneof("target") is None:
             raise InvalidField("target", "unset", "set one of image or image_data")
         entries = list(request.methods) or _all_that_can_run(request)
@@ -291,6 +311,8 @@ def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditR
     else:
         asked.image_data = request.image_data[:1]  # which stands for it
     asked.config.method, method = entry.method, Flat(entry).method
+    if request.request_id and not request.validate_only:
+        asked.request_id = str(uuid.uuid5(uuid.UUID(request.request_id), method))  # of this method in any repeat
     word = NEEDED_WORD.get(method)
     if word and getattr(request, word):
         setattr(asked.tuning_config, word, getattr(request, word))

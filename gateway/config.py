@@ -19,7 +19,8 @@ SAMPLE_STREAMS = 4
 MAX_SAMPLE_STREAMS = 90  # below the 100 streams of one connection that HTTP/2 recommends a server to allow at least
 # What admission allows.
 LIMITS = (
-    *("tenant_tunings", "tenant_kept_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes"),
+    *("tenant_tunings", "tenant_running_tunings", "tenant_kept_tunings"),
+    *("tenant_edits", "tenant_requests_per_s", "tenant_bytes"),
     *("open_tunings", "open_edits", "edit_steps", "tuning_pixels"),
 )
 MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
@@ -70,6 +71,12 @@ class GatewayConfig(ServiceSettings):
     )
     tenant_tunings: int = setting(
         100, "UNITUNE_TENANT_TUNINGS", "tunings of one tenant that are queued or running at a time; 0 means no limit"
+    )
+    tenant_running_tunings: int = setting(
+        0,
+        "UNITUNE_TENANT_RUNNING_TUNINGS",
+        "tunings of one tenant that run at a time, on all tuners together; further ones wait in the queue, and 0 means "
+        "no limit",
     )
     tenant_kept_tunings: int = setting(
         10_000,

@@ -18,7 +18,7 @@ from gateway.fair_queue import FairQueue
 from gateway.names import Name, missing, new_id, parse
 from gateway.relay import Relay
 from gateway.shared_edits import SharedEdits
-from gateway.stored_edits import KEPT_S, StoredEdits, not_kept
+from gateway.stored_edits import KEPT_S, EditPictures, StoredEdits, not_kept
 from unitune import metrics, telemetry
 from unitune.errors import Cancelled, UniTuneError
 from unitune.v1.edit_pb2 import Edit, EditEvent, Timings
@@ -207,6 +207,11 @@ class EditResults:
             if edit is not None and edit.state != Edit.STATE_DONE:
                 return edit
         return await self._stored.find(name)
+
+    def kept(self, name: str) -> EditPictures:
+        """What reads pictures of an edit again: of one of this process, or of one that is done and was joined."""
+        opened = self._edits.get(name)
+        return self._stored.pictures(name, are_kept=True) if opened is None else opened.pictures
 
     def pictures(self, name: str) -> AsyncGenerator[EditEvent, None]:
         """The events that bring the pictures of an edit that is done, from the store."""

@@ -86,6 +86,7 @@ class Gateway:
             self._services,
             self._samplers,
             lease_s=config.lease_s,
+            most_running=config.tenant_running_tunings,
             model_gone_s=config.model_gone_s,
         )
         evictions = Evictions(state, self._samplers, retry_s=config.retry_s)

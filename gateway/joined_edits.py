@@ -21,6 +21,7 @@ from unitune.v1.edit_pb2 import Edit, EditEvent, EditRequest
 logger = logging.getLogger(__name__)
 
 LOOKS_EVERY_S = 0.25
+EDIT_LOST = "EDIT_LOST"
 
 
 def request_of(request: EditRequest) -> CreateRequest | None:
@@ -121,5 +122,5 @@ def _begins_again(edit: Edit | None) -> bool:
 
 def _lost() -> Unavailable:
     return Unavailable(
-        "the edit of this request was cancelled or lost: send the request again", reason="EDIT_LOST", retry_after_s=0.1
+        "the edit of this request was cancelled or lost: send the request again", reason=EDIT_LOST, retry_after_s=0.1
     )

@@ -233,24 +233,29 @@ class State(StateOfEdits, StateOfServices):
 
     # The queue: tenants in turn, within a tenant the oldest tuning first.
 
-    async def wait_queued(self, base_model: str = "") -> None:
-        """Return once a tuning of this base model, or any, is QUEUED."""
+    async def wait_queued(self, base_model: str = "", most_running: int = 0) -> None:
+        """Return once a tuning of this base model, or any, may be taken."""
         with self._waiter("") as event:
-            while not await self._is_any_queued(base_model):
+            while not await self._is_any_queued(base_model, most_running):
                 await self._notified(event)
 
     @operation
-    def _is_any_queued(self, tx: Transaction, base_model: str) -> bool:
-        if base_model:
-            return tx.value(statements.IS_ANY_OF_MODEL_QUEUED, the_model=base_model) is not None
-        return tx.value(statements.IS_ANY_QUEUED) is not None
+    def _is_any_queued(self, tx: Transaction, base_model: str, most_running: int) -> bool:
+        of_model = {"the_model": base_model} if base_model else {}
+        if most_running:
+            queued = statements.TENANTS_OF_MODEL_QUEUED if base_model else statements.TENANTS_QUEUED
+            running = self._running(tx)
+            return any(running.get(tenant, 0) < most_running for tenant in tx.values(queued, **of_model))
+        is_any = statements.IS_ANY_OF_MODEL_QUEUED if base_model else statements.IS_ANY_QUEUED
+        return tx.value(is_any, **of_model) is not None
 
     @operation
     def take(
-        self, tx: Transaction, taker: Taker, *, base_model: str = "", lease_s: float = LEASE_S
+        self, tx: Transaction, taker: Taker, *, base_model: str = "", lease_s: float = LEASE_S, most_running: int = 0
     ) -> TakenTuning | None:
         """Make the next tuning of a base model, any if that is empty, RUNNING for the time of a lease, and append that
-        to its events. None if none is QUEUED, or other gateways just look at them.
+        to its events. None if none is QUEUED, or other gateways just look at them. A tenant that has `most_running`
+        ones RUNNING is passed over; 0 means any number.
 
         What the taker's place still runs has ended: there is one process at a time in a place, and it runs one tuning.
         Before that, a tuning that was lost with another instance counts as crashed, and one that crashed too often is
@@ -260,7 +265,7 @@ class State(StateOfEdits, StateOfServices):
             raise read_only_state.refusal()
         self._end_earlier(tx, taker)
         self._count_crashes(tx, taker.instance)
-        taken = self._next(tx, base_model)
+        taken = self._next(tx, base_model, most_running)
         if taken is None:
             return None
         tenant, number, last_event, blob, attempt, checkpoint, trace = taken
@@ -557,17 +562,28 @@ class State(StateOfEdits, StateOfServices):
             tx.after_commit(partial(_count_end, tuning.state))
         return tuning
 
-    def _next(self, tx: Transaction, base_model: str) -> tuple[Any, ...] | None:
+    def _next(self, tx: Transaction, base_model: str, most_running: int) -> tuple[Any, ...] | None:
         """Tenant, number, last event, message, attempts, checkpoint and trace of the tuning that is taken next."""
+        running = self._running(tx) if most_running else {}
         statement, of_model = (
             (statements.NEXT_OF_MODEL, {"the_model": base_model}) if base_model else (statements.NEXT, {})
         )
         for tenant, *_ in self._queue(tx):
-            if tx.lock(statements.LOCK_FREE_TENANT, the_tenant=tenant):
-                row = tx.row(statement, the_tenant=tenant, **of_model)
-                if row is not None:
-                    return (tenant, *row)
+            if 0 < most_running <= running.get(tenant, 0):  # it would be locked in vain
+                continue
+            if not tx.lock(statements.LOCK_FREE_TENANT, the_tenant=tenant):
+                continue
+            # Counted again under the lock, which whoever takes one of the tenant's holds.
+            if 0 < most_running <= self._running(tx).get(tenant, 0):
+                continue
+            row = tx.row(statement, the_tenant=tenant, **of_model)
+            if row is not None:
+                return (tenant, *row)
         return None
+
+    def _running(self, tx: Transaction) -> dict[str, int]:
+        """The number of RUNNING tunings of each tenant that has any."""
+        return dict(tx.rows(statements.RUNNING_OF_TENANTS))
 
     def _held(self, tx: Transaction, attempt: Attempt) -> _Found | None:
         """The tuning of an attempt, locked, if the attempt is the latest and the tuning is RUNNING."""

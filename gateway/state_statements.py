@@ -136,6 +136,9 @@ RANK = select(func.count()).where(is_queued, tunings.c.tenant == the_tenant, tun
 QUEUED_NUMBERS = select(tunings.c.number).where(is_queued, tunings.c.tenant == the_tenant).order_by(tunings.c.number)
 IS_ANY_QUEUED = select(literal(1)).where(is_queued).limit(1)
 IS_ANY_OF_MODEL_QUEUED = IS_ANY_QUEUED.where(tunings.c.base_model == the_model)
+TENANTS_QUEUED = select(tunings.c.tenant).where(is_queued).distinct()
+TENANTS_OF_MODEL_QUEUED = TENANTS_QUEUED.where(tunings.c.base_model == the_model)
+RUNNING_OF_TENANTS = select(tunings.c.tenant, func.count()).where(is_running).group_by(tunings.c.tenant)
 NEXT = (
     select(*_stored, tunings.c.attempt, tunings.c.checkpoint, tunings.c.trace)
     .where(is_queued, tunings.c.tenant == the_tenant)

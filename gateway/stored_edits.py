@@ -28,10 +28,12 @@ Load = Callable[[], Awaitable[EditEvent]]
 class EditPictures:
     """The pictures of one edit."""
 
-    def __init__(self, store: ObjectStore, name: str) -> None:
+    def __init__(self, store: ObjectStore, name: str, *, are_kept: bool = False) -> None:
+        """`are_kept` says that the store has them all, and no more come."""
         self._store = store
         self._path = _path(name)
         self._name = name
+        self._are_kept = are_kept
         self._count = 0
         self._last: EditEvent | None = None  # that was stored
         self.size_bytes = 0
@@ -63,7 +65,7 @@ class EditPictures:
 
     def load(self, number: int) -> Load | None:
         """What reads an event again by its number, if it was stored."""
-        if not 1 <= number <= self._count:
+        if not self._are_kept and not 1 <= number <= self._count:
             return None
         return lambda: _load(self._store, f"{self._path}/{number}")
 
@@ -74,9 +76,9 @@ class StoredEdits:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
-    def pictures(self, name: str) -> EditPictures:
-        """Where the pictures of a new edit go."""
-        return EditPictures(self._store, name)
+    def pictures(self, name: str, *, are_kept: bool = False) -> EditPictures:
+        """Where the pictures of a new edit go, or those of a done one are."""
+        return EditPictures(self._store, name, are_kept=are_kept)
 
     async def finish(self, edit: Edit) -> None:
         """Store what is known of an edit that is done, after its pictures. Without it the edit is not there."""

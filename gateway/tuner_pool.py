@@ -70,16 +70,19 @@ class TunerPool(TunerPoolServiceServicer):
         samplers: Samplers,
         *,
         lease_s: float,
+        most_running: int,
         model_gone_s: float,
     ) -> None:
-        """`lease_s` is how long an attempt lasts without a report. A tuning fails whose base model no tuner has had for
-        `model_gone_s`, while others have tuners."""
+        """`lease_s` is how long an attempt lasts without a report. No more than `most_running` tunings of a tenant run
+        at a time; 0 means any number. A tuning fails whose base model no tuner has had for `model_gone_s`, while others
+        have tuners."""
         self._state = state
         self._files = files
         self._tuners = tuners
         self._services = services
         self._samplers = samplers
         self._lease_s = lease_s
+        self._most_running = most_running
         self._model_gone_s = model_gone_s
         self._began_s = time.monotonic()
         self._no_sweep_until_s = self._began_s + lease_s
@@ -109,14 +112,16 @@ class TunerPool(TunerPoolServiceServicer):
         with self._tuners.calling():
             self._tuners.saw(request.base_model)
             while not self._draining.is_set():
-                taken = await self._state.take(taker, base_model=request.base_model, lease_s=self._lease_s)
+                taken = await self._state.take(
+                    taker, base_model=request.base_model, lease_s=self._lease_s, most_running=self._most_running
+                )
                 if taken is not None:
                     telemetry.event(logger, "tuning started", tuning=taken.tuning.name, attempt=taken.attempt)
                     return TakeTuningResponse(assignment=self._assignment(taken))
                 left_s = gives_up_at - time.monotonic()
                 if left_s <= 0:
                     break
-                await self._first_of(self._state.wait_queued(request.base_model), left_s)
+                await self._first_of(self._state.wait_queued(request.base_model, self._most_running), left_s)
         return TakeTuningResponse()
 
     async def ReportTuning(self, request: ReportTuningRequest, context: Any) -> ReportTuningResponse:

@@ -1,8 +1,9 @@
 """The queue's order, and a tuning's place in it.
 
 Tenants take turns: the one that was served longest ago is next, with its oldest tuning. So a tenant's first tuning
-comes before anybody's second. A place is computed when it is asked for. It is an estimate: tunings that come later, of
-tenants that have none now, may be served before.
+comes before anybody's second. A tenant that runs as many as it may is passed over until one of them ends. A place is
+computed when it is asked for. It is an estimate: tunings that come later, of tenants that have none now, may be served
+before, and those of a tenant that is passed over later.
 """
 
 from collections.abc import Sequence

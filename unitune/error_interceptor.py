@@ -196,14 +196,12 @@ async def _recorded(method: str, context: Any, messages: Messages, span: trace.S
         if isinstance(error, ReaderTooSlow):
             telemetry.event(logger, "reader too slow", level=logging.WARNING, method=method)
             await asyncio.wait({error.writing})  # until it reads on, or the connection ends
-        await messages.drop_rest()
-        await context.abort_with_status(_status_of(error))
+        await _refuse(context, messages, error)
     except Exception:
         code, reason = "INTERNAL", "INTERNAL"
         telemetry.failure(logger, "call failed", method=method)
         ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
-        await messages.drop_rest()
-        await context.abort_with_status(_status_of(ours))
+        await _refuse(context, messages, ours)
     finally:
         is_routine = method.startswith("/grpc.") or (code == "OK" and method in _ROUTINE)
         if not is_routine:
@@ -213,6 +211,13 @@ async def _recorded(method: str, context: Any, messages: Messages, span: trace.S
         metrics.CALLS.labels(method, code).observe(time.monotonic() - began)
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED.name:
             metrics.REFUSALS.labels(reason).inc()
+
+
+async def _refuse(context: Any, messages: Messages, error: UniTuneError) -> None:
+    """End the call with an error, which reaches nobody if the client is gone."""
+    await messages.drop_rest()
+    with contextlib.suppress(grpc.aio.InternalError):  # grpc could not send it, and would log a traceback
+        await context.abort_with_status(_status_of(error))
 
 
 def _status_of(error: UniTuneError) -> Any:

@@ -492,6 +492,7 @@ class AsyncClient:
         words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         request = messages.compare_request(self._parent, prompt, methods, seeds, words)
         request.omit_metadata = omit_metadata
+        request.request_id = str(uuid.uuid4())  # of all attempts, in which each method so has one edit
         async with aclosing(self._compare(request, picture, timeout_s)) as stream:
             async for event in stream:
                 yield event

@@ -474,6 +474,7 @@ class Limits:
     upload_heif_pixels: int = 0
     # 0 of what follows means no limit.
     tenant_tunings: int = 0
+    tenant_running_tunings: int = 0
     tenant_kept_tunings: int = 0
     tenant_edits: int = 0
     tenant_requests_per_s: float = 0.0

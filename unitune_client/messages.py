@@ -22,6 +22,8 @@ from unitune_client.options import SHARED_OPTIONS, EditOptions
 Methods = Sequence[str] | Mapping[str, EditOptions] | None
 
 REQUEST_OPTIONS = ("seeds", "preview_every", "mask", "omit_metadata")
+# Words of a comparison, and the method that reads each; without that method they are refused.
+METHOD_OF_WORD = {"class_noun": "dreambooth", "initial_word": "textual_inversion", "base_prompt": "prompt_to_prompt"}
 OPTIONS_OF_THE_WHOLE = {"method", *REQUEST_OPTIONS, "timeout_s"}  # of a comparison
 
 M = TypeVar("M", bound=Message)
@@ -88,7 +90,10 @@ def compare_request(
 
 
 def narrow_comparison(request: edit_pb2.CompareRequest, methods: Sequence[str]) -> None:
-    """Ask for these methods alone, with the options that the request has for each."""
+    """Ask for these methods alone, with the options that the request has for each, and without words of others."""
+    for word, method in METHOD_OF_WORD.items():
+        if method not in methods:
+            request.ClearField(word)
     own = {Flat(one).method: one.SerializeToString() for one in request.methods}
     request.ClearField("methods")
     for method in methods:

@@ -2,8 +2,8 @@
 
 A call is repeated when nobody answered it, its connection broke, or the server says that it cannot do it now
 (UNAVAILABLE). That is harmless: uploads are named by their digest, a tuning is found again by its key, and all attempts
-at an edit have one request id: one that was done meanwhile is not sampled again. No other error is repeated, nor
-anything that makes an API key.
+at an edit, or a comparison, have one request id: an edit that was done meanwhile is not sampled again. No other error
+is repeated, nor anything that makes an API key.
 """
 
 import asyncio

@@ -7,10 +7,12 @@ A database, a bucket, two gateways, two tuners and a sampler run as processes, j
 politely, one tunes more than it may, one has tunings that kill their tuners, and two clients of a fourth do all that
 clients do. Meanwhile services are killed, stopped and frozen, the database is killed, links are cut, delayed, held and
 refused, leases expire, and nobody hears notifications. Then everything must be as it must: every tuning that was
-accepted ended once, and its events have no gap; its weights are there once, and nothing of other attempts; what kills
-its tuners is FAILED after three attempts; nobody had more tunings than it may; what is counted is what was made; no
-edit was lost, and those of the polite tenant ended soon. Prints the faults by kind and what is wrong. The exit status
-is 0 if nothing was.
+accepted was made once and ended once, as its watchers were told, and its events have no gap; its weights are there
+once, whole, and nothing of other attempts; what kills its tuners is FAILED after three attempts, and nothing else
+killed one; nobody ever had more tunings, or more that ran, than it may, by what the database wrote down of every
+change; what is counted is what was made; the same request gave the same picture; no edit or comparison was lost or goes
+on, and those of the polite tenant ended soon. Prints the faults by kind and what is wrong. The exit status is 0 if
+nothing was.
 
 The seed, which is printed, draws all actions and faults. In which order they meet is the machine's affair.
 """
@@ -23,14 +25,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 from random import Random, SystemRandom
 
-import psycopg
-
+from bench.chaos import history
 from bench.chaos.clients import GREEDY, POISONER, POLITE, Greedy, Poisoner, Polite, Tenant
-from bench.chaos.end import check_end, polite_seconds
+from bench.chaos.end import Limits, check_end, polite_seconds
 from bench.chaos.faults import Injector, planned
 from bench.chaos.fleet import Fleet
 from bench.fleet.services import Size
@@ -41,21 +42,19 @@ from bench.program import say
 from bench.soak.clients import Client
 from bench.soak.end import check_logs
 from bench.soak.ledger import Ledger
-from unitune.v1.tuning_pb2 import Tuning
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
 
 LEASE_S = 6.0
-MOST_TUNINGS = 6  # of a tenant at a time
+MOST_TUNINGS, MOST_RUNNING = 6, 1  # of a tenant at a time
 SETTINGS = {
     "UNITUNE_THREADS": "1",
     "UNITUNE_LEASE_S": f"{LEASE_S:g}",
     "UNITUNE_CHECKPOINT_S": "3",
     "UNITUNE_TENANT_TUNINGS": f"{MOST_TUNINGS}",
+    "UNITUNE_TENANT_RUNNING_TUNINGS": f"{MOST_RUNNING}",
 }
 BUSY, BUSY_CLIENTS = "busy", 2
-LOOKS_EVERY_S = 0.2
-UNFINISHED = f"({Tuning.STATE_QUEUED}, {Tuning.STATE_RUNNING})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,13 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         home = Home((options.home or Path(scratch) / "home").absolute())
         engine = LocalServices(str(options.base_model), home=home, log=say).build()
-        logs = options.out / "logs"
-        for old in logs.glob("*.log"):
-            old.unlink()
+        logs = (options.out / "logs").absolute()
         size = Size(options.gateways, options.tuners, options.samplers)
-        fleet = Fleet(options.base_model, engine, Path(scratch), logs.absolute(), size, SETTINGS)
+        fleet = Fleet(options.base_model, engine, Path(scratch), logs, size, SETTINGS)
         ledger, tunings, crashes = asyncio.run(chaos(fleet, options))
-        error_lines = check_logs({name: fleet.log(name) for name in fleet.services}, ledger)
+        error_lines = check_logs(fleet.services, ledger)
     report = told(options, ledger, tunings, crashes, error_lines)
     (options.out / "report.txt").write_text(report + "\n", encoding="utf-8")
     print(report)
@@ -96,6 +93,8 @@ async def chaos(fleet: Fleet, options: argparse.Namespace) -> tuple[Ledger, dict
     often a tuning killed its tuner."""
     broken = [data for _, data in broken_pictures(Random(options.seed), bombs=False)]
     async with fleet:
+        with closing(fleet.connect()) as database:
+            history.note(database)
         ledger, began = Ledger(), time.monotonic()
         poisoner = Poisoner(POISONER, fleet.target, Random(f"{options.seed} poison"), ledger)
         tenants: list[Tenant] = [
@@ -108,8 +107,8 @@ async def chaos(fleet: Fleet, options: argparse.Namespace) -> tuple[Ledger, dict
             for number in range(BUSY_CLIENTS)
         ]
         injector, stopping = Injector(fleet, ledger, say), asyncio.Event()
-        aside = [asyncio.create_task(injector.keep_running()), asyncio.create_task(watch_caps(fleet, ledger))]
-        faults = planned(options.seconds, Random(options.seed), options.fault_every, fleet.names)
+        keeping = asyncio.create_task(injector.keep_running())
+        faults = planned(options.seconds, Random(options.seed), options.fault_every, fleet.services.names)
         try:
             async with asyncio.TaskGroup() as group:
                 for tenant in tenants:
@@ -121,25 +120,14 @@ async def chaos(fleet: Fleet, options: argparse.Namespace) -> tuple[Ledger, dict
                 stopping.set()
                 say("no more faults; what was begun may end")
             names = (POLITE, GREEDY, POISONER, BUSY)
-            tunings = await check_end(fleet, names, set(poisoner.poisons), ledger, options.polite_p95)
+            limits = Limits(MOST_RUNNING, MOST_TUNINGS, options.polite_p95)
+            tunings = await check_end(fleet, names, poisoner.poisons, ledger, limits, lambda: injector.crashes)
             return ledger, tunings, injector.crashes
         finally:
             for tenant in tenants:
                 await tenant.close()
-            for task in aside:
-                task.cancel()
-            await asyncio.gather(*aside, return_exceptions=True)
-
-
-async def watch_caps(fleet: Fleet, ledger: Ledger) -> None:
-    """Look again and again that no tenant has more unfinished tunings than it may, until cancelled."""
-    query = f"SELECT tenant, count(*) FROM tunings WHERE state IN {UNFINISHED} GROUP BY tenant"
-    while True:
-        with suppress(psycopg.Error):  # the database is away
-            for tenant, number in await asyncio.to_thread(fleet.rows, query):
-                if number > MOST_TUNINGS:
-                    ledger.wrong(f"{tenant} has {number} unfinished tunings, and may have {MOST_TUNINGS}")
-        await asyncio.sleep(LOOKS_EVERY_S)
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
 
 def told(

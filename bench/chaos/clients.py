@@ -1,13 +1,14 @@
 """Tenants of a fleet: one that edits politely, one that tunes as much as it may and more, one whose tunings kill."""
 
 import asyncio
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
 from bench.chaos.poisoned_tuner import POISON
-from bench.soak.clients import LONGEST_S, PROMPTS, RECONNECT_S, SHORT, drawn
+from bench.soak.clients import LONGEST_S, PROMPTS, RECONNECT_S, SHARED, SHORT, drawn
 from bench.soak.ledger import DONE, KnownTuning, Ledger
 from unitune.errors import ResourceExhausted, UniTuneError
 from unitune_client import AsyncClient
@@ -75,8 +76,12 @@ class Polite(Tenant):
         await self.repeat(stopping, POLITE_EDIT, self._edit, POLITE_PAUSE_S)
 
     async def _edit(self) -> str:
-        picture, prompt = drawn(self._draws.randrange(3)), self._draws.choice(PROMPTS)
-        await self._sdk.edit_to_end(picture, prompt, method="sdedit", num_inference_steps=3)
+        """The same request gives the same picture as anybody's."""
+        number, prompt = self._draws.randrange(SHARED), self._draws.choice(PROMPTS)
+        options: dict[str, Any] = {"method": "sdedit", "num_inference_steps": 3, "seeds": [0]}
+        result = await self._sdk.edit_to_end(drawn(number), prompt, **options)
+        digest = hashlib.sha256(result.images[0].png).hexdigest()
+        self._ledger.same_picture(("sdedit", str(number), prompt, "0"), digest)
         return DONE
 
 

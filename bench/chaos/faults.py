@@ -80,8 +80,8 @@ class Injector:
         """Start again what ends by itself, until cancelled. Only a tuner that a tuning has killed may, and a gateway
         that begins in an outage."""
         while True:
-            for name, service in self._fleet.services.items():
-                status = service.process.poll()
+            for name in self._fleet.services.by_name:
+                status = self._fleet.services.process(name).poll()
                 if status is None or self._fleet.harmed[name]:
                     continue
                 in_outage = self._ledger.now_s < self._outage_s + AFTER_S
@@ -89,7 +89,7 @@ class Injector:
                     self.crashes += 1
                 elif not (name.startswith("gateway") and status == 1 and in_outage):
                     self._ledger.wrong(f"the {name} ended by itself, with status {status}")
-                self._fleet.start(name)
+                self._fleet.services.restart(name)
             await asyncio.sleep(LOOKS_EVERY_S)
 
     async def _inject(self, fault: Fault) -> None:
@@ -146,7 +146,7 @@ class Injector:
             self._ledger.left_out += 1
 
     def _signal(self, fault: Fault) -> None:
-        service = self._fleet.services[fault.service]
+        service = self._fleet.services.by_name[fault.service]
         harm_process(fault, service.process, self._ledger, has_work=service.listens())
         if fault.kind != FROZEN:
-            self._fleet.start(fault.service)
+            self._fleet.services.restart(fault.service)

@@ -9,8 +9,9 @@ goes to the same gateways over one sampler. Every picture must be the same there
 picture differs, a service logged a mistake, or less than 90 % of the edits of `visits` found their weights warm.
 
 What is gained is bounded by the cores: on two of them four samplers of one thread each have twice what one has.
-Writes out/fleet/report.json, which `python -m bench.scale --check` compares with the simulation. Takes about four
-minutes on two idle cores, the export of the base model included.
+Writes out/fleet/report.json, which `python -m bench.scale --check` compares with the simulation. Its costs are of edits
+one at a time, before, between and after the loads. Takes about five minutes on two idle cores, the export of the base
+model included.
 """
 
 import argparse
@@ -24,12 +25,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.fleet.alone import CLIENT, Alone, cpu_s
 from bench.fleet.load import Load, rush, visits
 from bench.fleet.report import Costs, Outcome, Phase, Report
-from bench.fleet.services import DATABASE, GATEWAY, SAMPLER, Fleet, Size
+from bench.fleet.services import DATABASE, Fleet, Size
 from bench.fleet.users import Lost, Made, Users
 from bench.inputs import MODEL, PICTURE
 from bench.program import say
+from bench.started import GATEWAY, SAMPLER
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
 
@@ -37,7 +40,7 @@ SIZE = Size(gateways=2, tuners=2, samplers=4)
 THREADS = 1
 STEPS, UPDATES = 20, 16
 VISITS, EDITS_OF_A_VISIT, RUSHED_EDITS = 4, 6, 15
-ALONE = 8  # edits that are measured one at a time
+ALONE = 8  # edits that are measured one at a time, each time
 IDLE_S = 5.0
 WARM_GOAL = 0.9
 
@@ -89,6 +92,8 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
     """Costs, then both loads on the fleet and on one sampler."""
     number, quick = options.tunings, options.quick
     alone = 2 if quick else ALONE
+    on_fleet: dict[str, tuple[list[Made | Lost], float]] = {}
+    on_one: dict[str, tuple[list[Made | Lost], float]] = {}
     loads = {
         "visits": visits(number, 1 if quick else VISITS, 2 if quick else EDITS_OF_A_VISIT, options.seed),
         "rush": rush(number, 2 * number, 2 if quick else RUSHED_EDITS),
@@ -97,40 +102,42 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
         say(f"{number} tunings")
         tuned_s = await users.tune(number, PICTURE.read_bytes(), UPDATES if not quick else 2)
         tuning_s = tuned_s * SIZE.tuners / number
-        say("edits one at a time")
-        idle = await asyncio.to_thread(commits_per_s, fleet)
-        warm = await one_at_a_time(users, [0])
-        sampling = fleet.cpu_s()[SAMPLER]
-        warm += await one_at_a_time(users, [0] * alone)
-        sampling = (fleet.cpu_s()[SAMPLER] - sampling) / alone
-        on_fleet = {"visits": await lived(users, "visits", loads["visits"])}
-        before, cpu, own = await asyncio.to_thread(fleet.commits), fleet.cpu_s(), time.process_time()
-        began, edits = time.monotonic(), loads["rush"].edits
-        on_fleet["rush"] = await lived(users, "rush", loads["rush"])
-        after, passed_s = await asyncio.to_thread(fleet.commits), time.monotonic() - began
-        spent = {kind: seconds - cpu[kind] for kind, seconds in fleet.cpu_s().items()}
-        own = time.process_time() - own
+        idle_commits, idle_cpu = await asyncio.to_thread(idle, fleet)
+        begun, warm = Alone(fleet, idle_cpu), Alone(fleet, idle_cpu)
+        await begun.edit(users, [0])
+        for name, load in loads.items():
+            await warm.edit(users, [0] * alone)
+            before, began = await asyncio.to_thread(fleet.commits), time.monotonic()
+            on_fleet[name] = await lived(users, name, load)
+            after, passed_s = await asyncio.to_thread(fleet.commits), time.monotonic() - began
+        await warm.edit(users, [0] * alone)
     say("gateways over one sampler")
     await asyncio.to_thread(fleet.use_samplers, 1)
     async with Users(fleet.addresses, STEPS) as again:
         again.tunings = users.tunings
-        cold = await one_at_a_time(again, [index % number for index in range(alone + number)])
-        on_one = {name: await lived(again, name, load) for name, load in loads.items()}
-    taken = [edit for edit in warm[1:] if edit.warm] or warm
-    kept = [edit.refit_s for edit in cold[number:] if not edit.warm] or [0.0]
-    first = [edit.refit_s for edit in (*warm[:1], *cold[:number]) if not edit.warm] or kept
+        cold, in_turn = Alone(fleet, idle_cpu), [index % number for index in range(alone)]
+        await cold.edit(again, range(number))
+        for name, load in loads.items():
+            await cold.edit(again, in_turn)
+            on_one[name] = await lived(again, name, load)
+        await cold.edit(again, in_turn)
+    kept = [edit.refit_s for edit in cold.made[number:] if not edit.warm] or [0.0]
+    first = [edit.refit_s for edit in (*begun.made, *cold.made[:number]) if not edit.warm] or kept
+    single = [*warm.made, *cold.made]
     costs = Costs(
-        edit_s=statistics.median(edit.seconds for edit in taken),
-        sampling_s=statistics.median(edit.sampling_s for edit in taken),
+        edit_s=statistics.fmean(edit.seconds - edit.refit_s for edit in single),
+        sampling_s=statistics.fmean(edit.sampling_s for edit in single),
+        samplings_s=tuple(edit.sampling_s for edit in single),
+        computes=min(1.0, warm.cpu_s(SAMPLER) / statistics.fmean(edit.sampling_s for edit in warm.made)),
         refit_s=max(first),
-        kept_refit_s=statistics.median(kept),
+        kept_refit_s=statistics.fmean(kept),
         tuning_s=tuning_s,
-        sampling_cpu_s=sampling,
-        gateway_cpu_s=spent[GATEWAY] / edits,
-        database_cpu_s=spent[DATABASE] / edits,
-        client_cpu_s=own / edits,
-        commits=max(0.0, after - before - idle * passed_s) / edits,
-        idle_commits_per_s=idle,
+        gateway_cpu_s=warm.cpu_s(GATEWAY),
+        database_cpu_s=warm.cpu_s(DATABASE),
+        client_cpu_s=warm.cpu_s(CLIENT),
+        # Of the load without pauses, in which gateways make fewest by themselves.
+        commits=max(0.0, after - before - idle_commits * passed_s) / loads["rush"].edits,
+        idle_commits_per_s=idle_commits,
     )
     phases = {name: Phase(load, Outcome.of(*on_fleet[name]), Outcome.of(*on_one[name])) for name, load in loads.items()}
     differing = sum(differ(on_fleet[name][0], on_one[name][0]) for name in loads)
@@ -149,22 +156,13 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
     )
 
 
-def commits_per_s(fleet: Fleet) -> float:
-    """Of gateways that nobody asks."""
-    before, began = fleet.commits(), time.monotonic()
+def idle(fleet: Fleet) -> tuple[float, dict[str, float]]:
+    """Commits, and CPU seconds of each kind of process, a second while nobody asks."""
+    commits, before, began = fleet.commits(), cpu_s(fleet), time.monotonic()
     time.sleep(IDLE_S)
-    return (fleet.commits() - before) / (time.monotonic() - began)
-
-
-async def one_at_a_time(users: Users, tunings: Sequence[int]) -> list[Made]:
-    """Edits of these tunings, each after the one before. Raises RuntimeError for one that is lost."""
-    made = []
-    for index, tuning in enumerate(tunings):
-        edit = await users.edit(tuning, seed=index, gateway=index)
-        if isinstance(edit, Lost):
-            raise RuntimeError(f"an edit was lost: {edit.error}")
-        made.append(edit)
-    return made
+    after, passed_s = cpu_s(fleet), time.monotonic() - began
+    rates = {kind: (seconds - before[kind]) / passed_s for kind, seconds in after.items()}
+    return (fleet.commits() - commits) / (time.monotonic() - began), rates
 
 
 async def lived(users: Users, name: str, load: Load) -> tuple[list[Made | Lost], float]:

@@ -13,11 +13,12 @@ from bench.measure import percentile
 
 @dataclass(frozen=True)
 class Costs:
-    """What one edit and one tuning take, measured one at a time."""
+    """What one edit and one tuning take, measured one at a time: before, between and after the loads."""
 
-    edit_s: float  # of a warm one, at its user
+    edit_s: float  # at its user, without a refit
     sampling_s: float  # of that, at the sampler
-    sampling_cpu_s: float  # of that, the time of a core
+    samplings_s: tuple[float, ...]  # the same of each edit, whose mean that is
+    computes: float  # the share of it for which a core computes
     refit_s: float  # from the store
     kept_refit_s: float  # with weights that the sampler keeps in its memory
     tuning_s: float  # of all tunings together, divided by their number for each tuner
@@ -90,8 +91,10 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> "Report":
-        """What `write` wrote."""
+        """What `write` wrote. Raises ValueError for a report of an earlier version."""
         read = json.loads(path.read_text())
+        if "samplings_s" not in read["costs"]:
+            raise ValueError(f"{path} is of an earlier version: run python -m bench.fleet again")
         phases = {
             name: Phase(
                 Load(tuple(User(user["tuning"], tuple(user["pauses_s"])) for user in phase["load"]["users"])),
@@ -100,7 +103,8 @@ class Report:
             )
             for name, phase in read["phases"].items()
         }
-        return cls(**{**read, "costs": Costs(**read["costs"]), "phases": phases})
+        costs = Costs(**{**read["costs"], "samplings_s": tuple(read["costs"]["samplings_s"])})
+        return cls(**{**read, "costs": costs, "phases": phases})
 
     @property
     def lost(self) -> int:

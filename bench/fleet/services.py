@@ -11,17 +11,11 @@ from typing import Self
 
 import psycopg
 
-from bench.soak.services import await_listening, await_upstreams, free_addresses
+from bench.started import GATEWAY, MODULES, SAMPLER, TUNER, Started, free_addresses
 from tests.postgres_server import PostgresServer
-from unitune_client.local import programs
-from unitune_client.local.services import WITHOUT_CREDENTIALS
-from unitune_client.local.supervision import Service
 
 STATISTICS_S = 1.5  # until the server's statistics have what its connections did
-GATEWAY, TUNER, SAMPLER, DATABASE = "gateway", "tuner", "sampler", "database"
-MODULES = {GATEWAY: "gateway", TUNER: "tuner_svc", SAMPLER: "sampler_svc"}
-# What services log when they made a mistake. Other errors are of those that were away.
-MISTAKES = ("call failed", "edit failed", "tuning broke", "sampling failed", "tuner's work failed")
+DATABASE = "database"  # a kind of process, beside those of services
 
 
 @dataclass(frozen=True)
@@ -32,8 +26,12 @@ class Size:
     tuners: int
     samplers: int
 
+    def names(self, kind: str) -> list[str]:
+        """What the services of a kind are called."""
+        return [f"{kind} {number}" for number in range(1, getattr(self, f"{kind}s") + 1)]
 
-class Fleet:
+
+class Fleet(Started):
     """All of them in a `with` block, which begins when every gateway knows a tuner and the samplers."""
 
     def __init__(
@@ -46,78 +44,46 @@ class Fleet:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         """The store lies in `folder`, one log of each service in `logs`. `settings` are those of all services."""
-        self.store, self._logs = folder / "store", logs
-        for path in (self.store, logs):
-            path.mkdir(parents=True, exist_ok=True)
-        for old in logs.glob("*.log"):
-            old.unlink()
-        self._base_model, self._engine = base_model, engine
+        store = folder / "store"
+        store.mkdir(parents=True, exist_ok=True)
+        super().__init__(logs, {"UNITUNE_STORE": str(store), **(settings or {})})
+        self._base_model, self._engine, self._size = base_model, engine, size
         addresses = iter(free_addresses(2 * size.gateways + size.samplers))
         self.addresses = [next(addresses) for _ in range(size.gateways)]
         self._internal = [next(addresses) for _ in range(size.gateways)]
         self._samplers = list(addresses)
-        self._tuners = size.tuners
-        self._common = {**WITHOUT_CREDENTIALS, "UNITUNE_STORE": str(self.store), **(settings or {})}
-        self._running: dict[str, Service] = {}
         self._postgres: PostgresServer | None = None
         self._state = ""
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
-            undo.callback(self.stop)
+            undo.callback(self._end)
             self._postgres = PostgresServer()
             self._postgres.start()
             self._state = self._postgres.new_database()
-            for number, address in enumerate(self._samplers):
-                own = {"UNITUNE_SAMPLER_ADDRESS": address, "UNITUNE_ENGINE": str(self._engine)}
-                self._start(SAMPLER, number, own)
-            self.start_gateways(len(self._samplers))
-            for number in range(self._tuners):
-                own = {
-                    "UNITUNE_TUNER_ADDRESS": "127.0.0.1:0",
-                    "UNITUNE_GATEWAY": ",".join(self._internal),
-                    "UNITUNE_BASE_MODEL": str(self._base_model),
-                }
-                self._start(TUNER, number, own)
-            self._await_listening()
-            self._await_ready()
+            for name, address in zip(self._size.names(SAMPLER), self._samplers, strict=True):
+                self.start_sampler(name, address, self._engine)
+            self._start_gateways(self._size.samplers)
+            for name in self._size.names(TUNER):
+                self.start_tuner(name, self._internal, self._base_model)
+            self._await_all()
             undo.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
-
-    def start_gateways(self, samplers: int) -> None:
-        """Start the gateways over the first so many samplers; those that run are stopped before."""
-        programs.stop([self._running.pop(name).process for name in self._names(GATEWAY)])
-        for number, (address, internal) in enumerate(zip(self.addresses, self._internal, strict=True)):
-            own = {
-                "UNITUNE_GATEWAY_ADDRESS": address,
-                "UNITUNE_INTERNAL_ADDRESS": internal,
-                "UNITUNE_SAMPLER": ",".join(self._samplers[:samplers]),
-                "UNITUNE_STATE": self._state,
-            }
-            self._start(GATEWAY, number, own)
-        self._await_listening()
+        self._end()
 
     def use_samplers(self, samplers: int) -> None:
         """Have the gateways, which are started again, use only the first so many samplers."""
-        self.start_gateways(samplers)
-        self._await_ready()
-
-    def stop(self) -> None:
-        """End all that runs."""
-        programs.stop([service.process for service in self._running.values()])
-        self._running.clear()
-        if self._postgres is not None:
-            self._postgres.stop()
-            self._postgres = None
+        self.stop(*self.names(GATEWAY))
+        self._start_gateways(samplers)
+        self._await_all()
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds of the processes of each kind so far."""
-        spent = {kind: sum(_cpu_s(self._running[name].process.pid) for name in self._names(kind)) for kind in MODULES}
+        spent = {kind: sum(_cpu_s(self.process(name).pid) for name in self.names(kind)) for kind in MODULES}
         assert self._postgres is not None and self._postgres._process is not None
         server = self._postgres._process.pid
         backends = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
@@ -133,29 +99,20 @@ class Fleet:
         assert row is not None
         return int(row[0])
 
-    def mistakes(self) -> list[str]:
-        """Lines of the logs that tell of a mistake of ours."""
-        found = []
-        for log in sorted(self._logs.glob("*.log")):
-            for line in log.read_text(errors="replace").splitlines():
-                if line.startswith("Traceback") or any(f'"event": "{event}"' in line for event in MISTAKES):
-                    found.append(f"{log.stem}: {line[:500]}")
-        return found
+    def _start_gateways(self, samplers: int) -> None:
+        for name, address, internal in zip(self._size.names(GATEWAY), self.addresses, self._internal, strict=True):
+            self.start_gateway(name, address, internal, self._samplers[:samplers], self._state)
 
-    def _names(self, kind: str) -> list[str]:
-        return [name for name in self._running if name.startswith(kind)]
+    def _await_all(self) -> None:
+        for name in self.by_name:
+            self.await_listening(name)
+        self.await_ready(*self.addresses)
 
-    def _start(self, kind: str, number: int, own: Mapping[str, str]) -> None:
-        name = f"{kind}-{number}"
-        self._running[name] = Service(kind, MODULES[kind], {**self._common, **own}, self._logs / f"{name}.log")
-
-    def _await_listening(self) -> None:
-        for service in self._running.values():
-            await_listening(service)
-
-    def _await_ready(self) -> None:
-        for address in self.addresses:
-            await_upstreams(address, self._logs)
+    def _end(self) -> None:
+        self.stop()
+        if self._postgres is not None:
+            self._postgres.stop()
+            self._postgres = None
 
 
 def _cpu_s(pid: int, of: int | None = None) -> float:

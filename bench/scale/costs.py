@@ -17,8 +17,10 @@ class Costs:
     gateway_cpu_s: float  # of an edit
     edit_commits: float  # transactions of the database
     # Where all share the cores of one machine:
-    serving_cpu_s: float = 0.0  # of an edit, in gateways, database and clients
+    serving_cpu_s: float = 0.0  # of an edit, in gateways, database and clients, before it is at the sampler
+    beside_cpu_s: float = 0.0  # the same while it is there
     computes: float = 1.0  # the share of its time at the sampler for which an edit needs a core
+    edits_s: tuple[float, ...] = ()  # what edits take in place of `edit_s`: each as long as one of these
 
 
 # No command has measured these: a graphics card at the size of Stable Diffusion 1.5, 860 million values. What a gateway
@@ -38,16 +40,20 @@ def measured(report: Report) -> Costs:
     """Those of the embedded base model on a CPU, which `python -m bench.fleet` measured."""
     costs = report.costs
     serving_cpu_s = costs.gateway_cpu_s + costs.database_cpu_s + costs.client_cpu_s
+    outside_s = max(0.0, costs.edit_s - costs.sampling_s)  # of the sampler; an edit alone waits for no core there
+    before_s = min(serving_cpu_s, outside_s)
     return Costs(
         edit_s=costs.sampling_s,
         refit_s=costs.refit_s,
         kept_refit_s=costs.kept_refit_s,
         tuning_s=costs.tuning_s,
-        overhead_s=max(0.0, costs.edit_s - costs.sampling_s - serving_cpu_s),
+        overhead_s=outside_s - before_s,
         gateway_cpu_s=costs.gateway_cpu_s,
         edit_commits=costs.commits,
-        serving_cpu_s=serving_cpu_s,
-        computes=min(1.0, costs.sampling_cpu_s / costs.sampling_s),
+        serving_cpu_s=before_s,
+        beside_cpu_s=serving_cpu_s - before_s,
+        computes=costs.computes,
+        edits_s=costs.samplings_s,
     )
 
 

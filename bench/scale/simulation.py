@@ -5,7 +5,7 @@ Time is in seconds. The same seed gives the same result.
 
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -50,7 +50,7 @@ class Setup:
     cores: int = 0  # of the one machine that runs everything; 0: everything has its own
     sampler_scaling: Scaling | None = None
     tuner_scaling: Scaling | None = None
-    draws_edit_s: Callable[[Random], float] | None = None  # in place of the costs' own
+    draws_edit_s: Callable[[Random], float] | None = None  # in place of what the costs say
 
 
 @dataclass
@@ -119,13 +119,17 @@ class Simulation:
         return self._run(self._env.process(self._visits(demand, begin_s, end_s)))
 
     def replay(self, load: Load) -> Result:
-        """The users of a load, to their last edit."""
+        """The users of a load, to their last edit. Time counts from when their weights are loaded ahead."""
+        if self._setup.loads_ahead:
+            tunings = sorted({user.tuning for user in load.users})
+            self._env.run(until=self._env.process(self._load_ahead(tunings)))
         users = [
             self._env.process(self._user(number, user.tuning, user.pauses_s)) for number, user in enumerate(load.users)
         ]
         return self._run(self._env.all_of(users))
 
     def _run(self, all_began: simpy.Event) -> Result:
+        began_s = self._counted_s = self._env.now
         self._env.process(self._tell_at_intervals())
         if self._setup.sampler_scaling is not None:
             self._env.process(self._scale_samplers(self._setup.sampler_scaling))
@@ -135,7 +139,7 @@ class Simulation:
         while self._visiting:
             self._env.step()
         self._count()
-        self.result.wall_s = self._env.now
+        self.result.wall_s = self._env.now - began_s
         self.result.busy_s = sum(sampler.busy_s for sampler in self._all)
         return self.result
 
@@ -164,6 +168,12 @@ class Simulation:
             yield from self._edit(weights, self._draws.choice(self._gateways))
         self._visiting -= 1
 
+    def _load_ahead(self, tunings: Sequence[int]) -> Steps:
+        """One tuning after the other becomes READY."""
+        for tuning in tunings:
+            yield from self._gateways[0].choose(f"weights-{tuning}").load(f"weights-{tuning}")
+            self._resolve()
+
     def _user(self, number: int, tuning: int, pauses_s: tuple[float, ...]) -> Steps:
         for index, pause_s in enumerate(pauses_s):
             yield self._env.timeout(pause_s)
@@ -178,11 +188,10 @@ class Simulation:
         yield self._env.timeout(setup.costs.overhead_s)
         if self._cores is not None:
             yield from self._cores.compute(setup.costs.serving_cpu_s)
+            self._env.process(self._cores.compute(setup.costs.beside_cpu_s))
         sampler = gateway.choose(weights)
         gateway.begin(sampler)
-        kind = yield from sampler.edit(
-            weights, setup.costs.edit_s if setup.draws_edit_s is None else setup.draws_edit_s(self._draws)
-        )
+        kind = yield from sampler.edit(weights, self._edit_s())
         gateway.end(sampler)
         self._count()
         result.open -= 1
@@ -190,6 +199,13 @@ class Simulation:
         result.began_at_s.append(began_s)
         result.seconds.append(self._env.now - began_s)
         result.refits.append(kind)
+
+    def _edit_s(self) -> float:
+        """What the next edit takes at its sampler."""
+        costs = self._setup.costs
+        if self._setup.draws_edit_s is not None:
+            return self._setup.draws_edit_s(self._draws)
+        return self._draws.choice(costs.edits_s) if costs.edits_s else costs.edit_s
 
     # What gateways hear.
 

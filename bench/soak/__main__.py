@@ -35,7 +35,7 @@ from bench.soak.faults import Fault, Injector, planned
 from bench.soak.ledger import Ledger
 from bench.soak.proxy import Proxy
 from bench.soak.resources import Life, Sampler, trends
-from bench.soak.services import NAMES, Services
+from bench.soak.services import Services
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
 
@@ -72,14 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             notes.append(f"The disk was never full: {error}.")
         logs = options.out / "logs"
-        for old in logs.glob("*.log"):
-            old.unlink()
         with Services(options.base_model, engine, scratch / "data", logs, SETTINGS) as services:
             faults = planned(options.seconds, Random(options.seed), options.fault_every, has_disk=disk is not None)
             broken = [data for _, data in broken_pictures(Random(options.seed), bombs=False)]
             ledger = Ledger()
             lives, tunings = asyncio.run(soak(services, options, faults, disk, broken, ledger))
-        error_lines = check_logs({name: services.log(name) for name in NAMES}, ledger)
+        error_lines = check_logs(services, ledger)
     found = trends(lives)
     for trend in found:
         if not trend.is_flat:

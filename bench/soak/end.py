@@ -14,6 +14,7 @@ from typing import Any
 from bench.soak.clients import PROMPTS
 from bench.soak.ledger import Ledger
 from bench.soak.services import Services
+from bench.started import Started
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 from unitune_client import AsyncClient
 from unitune_client.events import TuningState
@@ -26,8 +27,6 @@ ENDS = ("ready", "failed", "cancelled")
 EDITS = 6  # that READY tunings are asked for
 A_DAY_S = 25 * 3600.0
 OWNER = "owner"  # names the state whose store it is
-# What services log when they made a mistake. Other errors are of disks, stores and other services that were away.
-MISTAKES = ("call failed", "edit failed", "comparison failed", "tuning broke", "sampling failed", "tuner's work failed")
 
 Say = Callable[[str], object]
 
@@ -164,14 +163,8 @@ def files(store: Path) -> list[str]:
     return sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.is_file())
 
 
-def check_logs(logs: Mapping[str, Path], ledger: Ledger) -> dict[str, int]:
+def check_logs(services: Started, ledger: Ledger) -> dict[str, int]:
     """How many lines of each log tell of an error; a mistake of ours must not be among them."""
-    found = {}
-    for name, log in logs.items():
-        lines = log.read_text(errors="replace").splitlines()
-        found[name] = sum('"level": "error"' in line for line in lines)
-        for line in lines:
-            is_mistake = any(f'"event": "{event}"' in line for event in MISTAKES)
-            if is_mistake or line.startswith("Traceback"):
-                ledger.wrong(f"the {name} logged: {line[:1500]}")
-    return found
+    for mistake in services.mistakes():
+        ledger.wrong(mistake)
+    return services.error_lines()

@@ -5,9 +5,9 @@
 -- names of tunings and edits that have changed, which hold those of tenants.
 BEGIN;
 
--- 1 is QUEUED, 2 is RUNNING. One row for each base model that has any.
+-- 1 is QUEUED, 2 is RUNNING. One row for each base model and tenant that have any, without the tenant's name.
 CREATE OR REPLACE VIEW tunings_to_run AS
-    SELECT base_model, count(*) AS tunings FROM tunings WHERE state IN (1, 2) GROUP BY base_model;
+    SELECT base_model, count(*) AS tunings FROM tunings WHERE state IN (1, 2) GROUP BY base_model, tenant;
 
 -- Whoever owns the tables can then change them.
 SELECT format('ALTER VIEW tunings_to_run OWNER TO %I', tableowner) FROM pg_tables

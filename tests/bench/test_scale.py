@@ -22,8 +22,8 @@ from bench.scale.simulation import Scaling, Setup, Simulation
 
 BARE = replace(ASSUMED, refit_s=0.0, kept_refit_s=0.0, overhead_s=0.0)  # nothing but the edit itself
 MEASURED = Measured(
-    edit_s=0.34, sampling_s=0.3, sampling_cpu_s=0.3, refit_s=0.04, kept_refit_s=0.03, tuning_s=3.0, gateway_cpu_s=0.01,
-    database_cpu_s=0.002, client_cpu_s=0.01, commits=3.0, idle_commits_per_s=2.0,
+    edit_s=0.34, sampling_s=0.3, samplings_s=(0.25, 0.3, 0.35), computes=1.0, refit_s=0.04, kept_refit_s=0.03,
+    tuning_s=3.0, gateway_cpu_s=0.01, database_cpu_s=0.002, client_cpu_s=0.01, commits=3.0, idle_commits_per_s=2.0,
 )  # fmt: skip
 
 
@@ -70,6 +70,15 @@ def test_the_gateways_choice_keeps_edits_where_their_weights_are() -> None:
         result = Simulation(Setup(ASSUMED, policy, samplers=4, gateways=2)).replay(load)
         shares[policy] = result.refits.count(Refit.WARM) / result.ended
     assert shares[PolicyName.GATEWAY] >= 0.9 and shares[PolicyName.RANDOM] < 0.5
+
+
+def test_a_load_finds_its_weights_loaded_ahead() -> None:
+    """Its first edits find them in engines, as the first after a tuning do, and time counts from those edits."""
+    load = Load(tuple(User(tuning, (0.0,)) for tuning in range(4)))
+    result = Simulation(Setup(ASSUMED, samplers=4, gateways=2)).replay(load)
+    assert result.refits == [Refit.WARM] * 4
+    assert result.wall_s == pytest.approx(ASSUMED.edit_s + ASSUMED.overhead_s)
+    assert result.sampler_s == pytest.approx(4 * result.wall_s) and result.busy_s <= result.sampler_s
 
 
 def test_scaling_follows_the_load() -> None:
@@ -138,12 +147,36 @@ def test_a_real_run_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert ("mean_s" in output) and ("too far" in output) == bool(status)
 
 
-def test_four_samplers_on_two_cores_are_as_fast_as_two() -> None:
-    """The machine's cores bound a fleet that shares them: without pauses it serves what two cores can."""
-    made = Report(
-        command="", model="tiny", cores=2, threads=1, gateways=2, samplers=4, tunings=4, steps=20, costs=MEASURED,
+def report_of(costs: Measured) -> Report:
+    """A report with these costs and without loads."""
+    return Report(
+        command="", model="tiny", cores=2, threads=1, gateways=2, samplers=4, tunings=4, steps=20, costs=costs,
         phases={}, differing=0,
     )  # fmt: skip
+
+
+def test_a_single_edit_takes_what_was_measured() -> None:
+    """One at a time edits take what single ones took, each as long as one of them: what gateways and clients compute
+    meanwhile is not counted twice."""
+    costs = replace(MEASURED, gateway_cpu_s=0.08)
+    alone = Load((User(0, (1.0,) * 60),))
+    ours = simulated(report_of(costs), alone, 1)
+    assert ours.mean_s == pytest.approx(costs.edit_s, rel=0.03)
+    assert ours.p50_s == pytest.approx(0.34, abs=0.005) and ours.p95_s == pytest.approx(0.39, abs=0.005)
+
+
+def test_a_report_of_an_earlier_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It lacks the seconds of single edits: the error says what to run again."""
+    path = report(tmp_path, 1.0)
+    path.write_text(path.read_text().replace('"samplings_s"', '"sampling_cpu_s"'))
+    with pytest.raises(SystemExit):
+        main(["--check", str(path)])
+    assert "run python -m bench.fleet again" in capsys.readouterr().err
+
+
+def test_four_samplers_on_two_cores_are_as_fast_as_two() -> None:
+    """The machine's cores bound a fleet that shares them: without pauses it serves what two cores can."""
+    made = report_of(MEASURED)
     four, one = (simulated(made, rush(4, 8, 10), samplers) for samplers in (4, 1))
     assert four.edits_per_s == pytest.approx(2 / (0.3 + 0.022), rel=0.1)
     assert one.edits_per_s == pytest.approx(1 / 0.34, rel=0.2) and one.edits_per_s < four.edits_per_s

@@ -32,7 +32,7 @@ def test_one_trace_reaches_from_the_caller_to_the_steps(
     services: LocalServices, client: Client, collector: Collector
 ) -> None:
     """The gateway's call is a child of the caller's span, the sampler's of the gateway's; each step of the denoiser has
-    a span, all lie within their call's, the logs tell the same trace, and no span tells a text or a name."""
+    a span, all lie within their call's, the logs tell the same trace, and no span tells a text or a name (F44)."""
     file = picture("salmon", (57, 43))
     client.edit_to_end(file, SECRET, updates=1, num_inference_steps=4)  # tunes
 

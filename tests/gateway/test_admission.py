@@ -505,7 +505,7 @@ def test_a_time_is_told_only_when_it_is_known() -> None:
 NEEDED = {"UNITUNE_STORE": "x", "UNITUNE_STATE": "y"}
 
 
-@pytest.mark.parametrize("limit", ["TENANT_TUNINGS", "TENANT_REQUESTS_PER_S", "EDIT_STEPS", "OPEN_EDITS"])
+@pytest.mark.parametrize("limit", ["TENANT_TUNINGS", "TENANT_RUNNING_TUNINGS", "TENANT_REQUESTS_PER_S", "EDIT_STEPS"])
 def test_a_limit_is_a_setting(limit: str) -> None:
     """0 is no limit; a negative one stops the start with one line."""
 
@@ -519,7 +519,8 @@ def test_a_limit_is_a_setting(limit: str) -> None:
 
 async def test_the_server_tells_its_limits(world: World) -> None:
     """GetServerInfo has those of the configuration."""
-    await limited(world, tenant_tunings=3, edit_steps=77, tenant_requests_per_s=0.5)
+    await limited(world, tenant_tunings=3, tenant_running_tunings=2, edit_steps=77, tenant_requests_per_s=0.5)
     limits = (await world.info.GetServerInfo(GetServerInfoRequest())).limits
     assert (limits.tenant_tunings, limits.edit_steps, limits.tenant_requests_per_s) == (3, 77, 0.5)
     assert limits.tuning_pixels == world.config.tuning_pixels and limits.seeds == 8
+    assert limits.tenant_running_tunings == 2

@@ -81,6 +81,24 @@ async def test_a_run_may_be_older_than_its_connections(world: World) -> None:
     await end(process)
 
 
+async def test_a_watch_outlasts_the_age_of_its_connection_a_hundred_times(world: World) -> None:
+    """The reports of a tuning, and the watch that shows them, have no gap for as long as a hundred ages of the
+    connection; nothing is reported or told twice (F22)."""
+    assert world.gateway is not None
+    world.tuner.update_s, age_s = 0.05, 0.05
+    public = {"max_receive_bytes": serving.PUBLIC_REQUEST_BYTES, "door": world.gateway.access}
+    server = await serving.start("127.0.0.1:0", world.gateway.register, connection_age_s=age_s, **public)
+    tuning = await world.tune(updates=100)
+    async with serving.channel(server.address) as channel:
+        call = TuningServiceStub(channel).WatchTuning(WatchTuningRequest(name=tuning.name), timeout=60)
+        events = [event async for event in call if event.sequence]
+    updates = [event.progress.update for event in events if event.HasField("progress")]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1)) and events[-1].HasField("ready")
+    assert events[-1].create_time.ToMicroseconds() - events[0].create_time.ToMicroseconds() >= 100 * 1e6 * age_s
+    assert updates == sorted(set(updates)) and updates[-1] == 100 and world.tuner.orders[-1:] == ["noted"]
+    await server.stop()
+
+
 async def test_an_edit_right_after_the_sampler_listens(world: World) -> None:
     """A sampler that is back is waited for, not refused for as long as the channel would wait to try again (r13)."""
     tuning = await world.tuned()

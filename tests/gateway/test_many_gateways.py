@@ -22,7 +22,7 @@ from gateway.postgres import PostgresServer as Database
 from tests.configs import tuning_config
 from tests.gateway.callers import EDIT, READ, Caller, make
 from tests.gateway.conftest import World, edit, eventually, picture, refused
-from tests.gateway.test_joined_edits import all_of, asked, at_once, joined_by, pngs
+from tests.gateway.test_joined_edits import all_of, asked, at_once, compared_by, joined_by, pngs
 from tests.gateway.test_lives import upload
 from tests.gateway.test_main import start
 from tests.gateway.test_postgres import NEVER_S
@@ -242,6 +242,11 @@ async def test_one_request_at_two_gateways_is_one_edit(pair: tuple[World, World]
     await joined_by(*pair)
     for _ in range(3):
         await at_once(pair)
+
+
+async def test_one_comparison_at_two_gateways_is_one_edit_of_each_method(pair: tuple[World, World]) -> None:
+    """Sent to both while it runs, and again when it is done: each method is sampled once and counted once (F33)."""
+    await compared_by(*pair)
 
 
 async def test_a_drain_ends_who_waits_for_an_edit_elsewhere(pair: tuple[World, World]) -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -106,6 +108,75 @@ async def test_many_takers_take_each_tuning_once(url: str, opened: Callable[[], 
         kept = await states[0].read(name, 0)
         assert [event.sequence for event in kept.events] == [1, 2, 3] and kept.last == 3
     assert (await states[0].queue_now())[:2] == (0, 0)
+
+
+async def test_a_tenant_runs_no_more_than_it_may_anywhere(url: str, opened: Callable[[], Awaitable[State]]) -> None:
+    """Eight takers of two gateways at once get two of a tenant that may run two, and all of one that runs fewer. While
+    they go on taking and ending, nobody ever sees three run (F5)."""
+    states = [await opened(), await opened()]
+    for number in range(16):
+        await states[0].create(tuning("acme", f"a{number:02d}", number), None)
+
+    takers = itertools.count()  # one that asks again has given back what it had
+
+    async def take(number: int) -> Attempt | None:
+        taken = await states[number % 2].take(Taker(f"tuner {next(takers)}"), most_running=2)
+        return None if taken is None else Attempt(taken.tuning.name, taken.attempt)
+
+    held = list[Attempt]()
+    while len(held) < 2:  # a tenant that another taker just looks at is passed over
+        held += [attempt for attempt in await asyncio.gather(*map(take, range(8))) if attempt]
+    assert len(held) == 2 and await asyncio.gather(*map(take, range(8))) == [None] * 8
+    await states[1].create(tuning("bee", "b", 99), None)
+    assert (await take(8)).name == tuning("bee", "b", 99).name
+    seen, ended = list[int](), list(held)
+    for attempt in held:
+        await states[0].finish(attempt, WeightsRef(digest="1" * 64))
+
+    async def look() -> None:
+        query = "SELECT count(*) FROM tunings WHERE state = 2 AND tenant = 'acme'"
+        while True:
+            seen.append((await asyncio.to_thread(rows, url, query))[0][0])
+            await asyncio.sleep(0.005)
+
+    async def work(number: int) -> None:
+        while len(ended) < 16:
+            attempt = await take(number)
+            await asyncio.sleep(0.01)
+            if attempt:
+                await states[1 - number % 2].finish(attempt, WeightsRef(digest="1" * 64))
+                ended.append(attempt)
+
+    looking = asyncio.create_task(look())
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for number in range(10, 14):
+            group.create_task(work(number))
+    looking.cancel()
+    assert len(set(ended)) == 16 and max(seen) == 2
+
+
+async def test_a_taker_that_counted_too_early_counts_again(
+    opened: Callable[[], Awaitable[State]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another gateway takes the last tuning that a tenant may run, between a taker's look and its lock (F5)."""
+    slow, other = await opened(), await opened()
+    for number in range(2):
+        await slow.create(tuning("acme", f"a{number}", number), None)
+    looked, goes_on, count = threading.Event(), threading.Event(), slow._running
+
+    def looking(tx: Transaction) -> dict[str, int]:
+        found = count(tx)
+        if not looked.is_set():
+            looked.set()
+            goes_on.wait(30)
+        return found
+
+    monkeypatch.setattr(slow, "_running", looking)
+    taking = asyncio.create_task(slow.take(Taker("tuner 1"), most_running=1))
+    await asyncio.to_thread(looked.wait, 30)
+    assert await other.take(Taker("tuner 2"), most_running=1) is not None
+    goes_on.set()
+    assert await taking is None
 
 
 async def test_another_tenant_is_next_but_one_at_most(opened: Callable[[], Awaitable[State]]) -> None:

@@ -43,6 +43,9 @@ async def work(state: State) -> None:
     await state.recall("default", CreateRequest("id1", "body"))
     await state.wait(made[0].name, 0)
     await state.wait_queued()
+    for model in ("", "another"):
+        await state.take(Taker("another tuner"), base_model=model, most_running=1)
+        await state._is_any_queued(model, most_running=1)
     await state.sweep(30.0)
     await state.queue_now()
     await state.queued_base_models()

@@ -1,6 +1,7 @@
 """The promises of `gateway.state`, in a file and on a PostgreSQL server."""
 
 import asyncio
+import contextlib
 import random
 import sqlite3
 import time
@@ -147,6 +148,31 @@ async def test_tenants_take_turns(state: State) -> None:
     order = [(await state.take(Taker(f"tuner {number}"))).tuning.key for number in range(6)]
     assert first.tuning.key == "a00"
     assert order == ["z", "b0", "a01", "b1", "a02", "a03"]
+
+
+async def test_a_tenant_runs_no_more_than_it_may(state: State) -> None:
+    """With two allowed, a tenant's third tuning waits, and another tenant's is taken meanwhile; whoever waits for one
+    that may be taken is woken when one of the two ends, and not before (F5)."""
+    for number in range(4):
+        await state.create(tuning("acme", f"a{number}", number), None)
+
+    async def take(number: int) -> str | None:
+        taken = await state.take(Taker(f"tuner {number}"), most_running=2)
+        return None if taken is None else taken.tuning.key
+
+    assert [await take(number) for number in range(3)] == ["a0", "a1", None]
+    waiting = asyncio.create_task(state.wait_queued(most_running=2))
+    await state.report(Attempt(tuning("acme", "a0").name, 1), "tuner 0", progress=TuningProgress(update=1))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(waiting), 0.3)
+    await state.create(tuning("bee", "b", 9), None)
+    await asyncio.wait_for(waiting, 20)
+    assert [await take(3), await take(4)] == ["b", None]
+    waiting = asyncio.create_task(state.wait_queued(most_running=2))
+    await state.finish(Attempt(tuning("acme", "a0").name, 1), WeightsRef())
+    await asyncio.wait_for(waiting, 20)
+    assert [await take(5), await take(6)] == ["a2", None]
+    assert (await state.take(Taker("tuner 7"))).tuning.key == "a3"
 
 
 async def test_positions_are_the_order_of_taking(state: State) -> None:
@@ -533,12 +559,24 @@ async def test_expired_lists_ready_tunings_whose_time_has_come(state: State) -> 
 
 
 async def test_the_file_belongs_to_one_process(tmp_path: Path) -> None:
-    """A second opening of the same file is refused, and the file is for its owner's eyes."""
+    """A second opening of the same file is refused, so that no two connections read it and then write; what another
+    program tries changes nothing and loses nothing. The file is for its owner's eyes (F8)."""
     path = tmp_path / "state.sqlite"
     state = await State.open(path)
     with pytest.raises(OSError, match=r"state\.sqlite: another process has it open; end that process"):
         await State.open(path)
     assert path.stat().st_mode & 0o077 == 0
+    made = []
+    with contextlib.closing(sqlite3.connect(path, timeout=0.0, isolation_level=None)) as other:
+        for number in range(20):
+            made.append((await state.create(tuning(key=f"k{number}", number=number), None)).name)
+            for statement in ("SELECT max(number) FROM tunings", "UPDATE tunings SET attempt = attempt + 1"):
+                with pytest.raises(sqlite3.OperationalError, match="locked"):
+                    other.execute(statement)
+    await state.close()
+    state = await State.open(path)
+    assert [(await state.get(name)).name for name in made] == made
+    assert (await state.take(TUNER)).attempt == 1
     await state.close()
 
 

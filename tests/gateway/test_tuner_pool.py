@@ -329,6 +329,29 @@ async def test_tuners_of_two_base_models_take_their_own(world: World) -> None:
     await running.stop()
 
 
+async def test_a_tenant_does_not_take_all_tuners(world: World) -> None:
+    """With one running tuning allowed, a tenant's second waits although a tuner is free, which works for another
+    tenant; once the first has ended, the second runs (F5)."""
+    await world.close()
+    world.config = replace(world.config, tenant_running_tunings=1)
+    await world.open()
+    world.tuner.go_on.clear()
+    first = await world.tune()
+    await world.running(first.name)
+    free = Tuner(world.tuner.store)
+    running = await serve_tuner(free, world.gateway.internal_address)
+    second = await world.tune(picture("red"))
+    image = await world.upload(picture("blue"), parent="tenants/other")
+    other = await world.tunings.CreateTuning(CreateTuningRequest(image=image.name, config=tuning_config()))
+    assert (await world.watch(other.name))[-1].HasField("ready")
+    assert [request.name for request in free.requests] == [other.name]
+    assert (await world.tunings.GetTuning(GetTuningRequest(name=second.name))).state == Tuning.STATE_QUEUED
+    world.tuner.go_on.set()
+    for name in (first.name, second.name):
+        assert (await world.watch(name))[-1].HasField("ready")
+    await running.stop()
+
+
 async def test_picture_that_is_gone_fails_its_tuning(world: World) -> None:
     """A picture deleted from the store under a queued tuning is its error, and the next one runs."""
     world.tuner.go_on.clear()

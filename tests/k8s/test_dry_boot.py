@@ -24,7 +24,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-from bench.soak.services import free_addresses
+from bench.started import free_addresses
 from gateway.api_keys import new_key
 from tests.bucket import Bucket, make_bucket
 from tests.certificates import Authority

@@ -36,11 +36,11 @@ def applied(url: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def query() -> str:
-    """What the ScaledObject of the overlay `prod` asks."""
+def query(most_running: int = 0) -> str:
+    """What the ScaledObject of the overlay `prod` asks, where a tenant may run so many, as its comment says."""
     (trigger,) = overlay("prod").find("ScaledObject", "tuner")["spec"]["triggers"]
     asked: str = trigger["metadata"]["query"]
-    return asked
+    return asked.replace("SUM(tunings)", f"SUM(LEAST(tunings, {most_running}))") if most_running else asked
 
 
 def as_role(url: str) -> psycopg.Connection:
@@ -49,8 +49,8 @@ def as_role(url: str) -> psycopg.Connection:
 
 
 async def test_keda_counts_the_tunings_that_are_to_run(postgres_server: PostgresServer) -> None:  # noqa: F811
-    """The query, as its role: 0 of an empty state, then queued and running ones of all tenants, and not those that have
-    ended; the file may be applied again."""
+    """The query, as its role: 0 of an empty state, then queued and running ones of all tenants, no more of one than may
+    run where that is bounded, and not those that have ended; the file may be applied again."""
     url = postgres_server.new_database()
     state = await State.open(url)
     try:
@@ -61,7 +61,7 @@ async def test_keda_counts_the_tunings_that_are_to_run(postgres_server: Postgres
         ended = await state.create(tuning("default", "other", 3), None)
         assert asked(url) == 3
         taken = await state.take(TUNER)
-        assert taken is not None and asked(url) == 3
+        assert taken is not None and asked(url) == 3 and asked(url, most_running=1) == 2
         await state.change(ended.name, becomes(Tuning.STATE_CANCELLED))
         assert asked(url) == 2
         applied(url)
@@ -106,9 +106,9 @@ async def test_the_role_reads_nothing_else(postgres_server: PostgresServer) -> N
         assert connection.execute("SELECT count(*) FROM tunings_to_run").fetchone() == (0,)
 
 
-def asked(url: str) -> int:
+def asked(url: str, most_running: int = 0) -> int:
     """The query's answer to the role."""
     with as_role(url) as connection:
-        answers = connection.execute(query()).fetchall()  # type: ignore[arg-type]
+        answers = connection.execute(query(most_running)).fetchall()  # type: ignore[arg-type]
     assert len(answers) == len(answers[0]) == 1 and isinstance(answers[0][0], int)
     return answers[0][0]

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -51,7 +52,9 @@ class Service(edit_pb2_grpc.EditServiceServicer, image_pb2_grpc.ImageServiceServ
     async def GetEdit(self, request: edit_pb2.GetEditRequest, context: Any) -> edit_pb2.Edit:
         if request.name == "break":
             raise KeyError("/secret/path")
-        if request.name == "busy":
+        if request.name == "late":  # nothing is heard of the client meanwhile
+            time.sleep(0.5)
+        if request.name in ("busy", "late"):
             raise Unavailable("busy", reason="BUSY", retry_after_s=1.5)
         if len(request.name) > 1000:
             raise Aborted.field_error("name", request.name, "read it again", reason="CHANGED")
@@ -186,6 +189,21 @@ async def test_a_stream_is_cleaned_up_when_its_client_goes(client: Client, caplo
         call.cancel()
         await asyncio.wait_for(client.service.ended.wait(), 10)
     assert "call failed" not in caplog.text
+
+
+async def test_an_error_that_reaches_nobody_is_no_mistake(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """The client goes while its call is about to be refused: no traceback is logged, and the server lives on."""
+
+    def leave() -> None:
+        with grpc.insecure_channel(client.server.address) as channel:
+            call = edit_pb2_grpc.EditServiceStub(channel).GetEdit.future(edit_pb2.GetEditRequest(name="late"))
+            time.sleep(0.2)
+            call.cancel()
+
+    for _ in range(3):
+        await asyncio.to_thread(leave)
+    assert (await client.stub.GetEdit(edit_pb2.GetEditRequest(name="x"))).name == "x"
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_slow_reader_holds_the_handler_back(client: Client) -> None:

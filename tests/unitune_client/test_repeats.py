@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -237,7 +238,8 @@ def test_a_lost_comparison_goes_on_with_the_methods_that_are_left(server: Script
     with Client(server.address) as client:
         seen.extend(client.compare("tenants/default/images/i1", "a cat", {"sdedit": {}, "unitune": {"strength": 0.5}}))
 
-    second = server.requests["Compare"][1]
+    first, second = server.requests["Compare"]
+    assert second.request_id == first.request_id and uuid.UUID(first.request_id).version == 4
     assert list(second.methods) == [entry("unitune", config=sampling_config(strength=0.5))]
     results = [(event.method, event.images[0].png) for event in seen if isinstance(event, events.CompareResult)]
     assert results == [("sdedit", b"one"), ("unitune", b"two")]
@@ -247,6 +249,23 @@ def test_a_lost_comparison_goes_on_with_the_methods_that_are_left(server: Script
     assert [type(event).__name__ for event in edits].count("TuningQueued") == 1
     steps = [event.index for event in edits if isinstance(event, events.EditStep)]
     assert steps == [0, 1]
+
+
+def test_a_lost_comparison_leaves_out_words_that_no_method_left_reads(server: ScriptedServer) -> None:
+    """A server refuses a class noun without dreambooth: what was done takes its word along, and others keep theirs."""
+    log = scripted_server.compare_events({"dreambooth": [b"one"], "prompt_to_prompt": [b"two"]})
+    at = next(index for index, event in enumerate(log) if event.WhichOneof("event") == "result")
+    server.script("Compare", [*log[: at + 1], DOWN], scripted_server.compare_events({"prompt_to_prompt": [b"two"]}))
+
+    with Client(server.address) as client:
+        words = {"class_noun": "cat", "base_prompt": "a cat on a beach"}
+        seen = list(client.compare("tenants/default/images/i1", "a cat on a hill", **words))
+
+    first, second = server.requests["Compare"]
+    assert (first.class_noun, first.base_prompt) == ("cat", "a cat on a beach")
+    assert (second.class_noun, second.base_prompt) == ("", "a cat on a beach")
+    results = [event.method for event in seen if isinstance(event, events.CompareResult)]
+    assert results == ["dreambooth", "prompt_to_prompt"]
 
 
 def test_short_calls_are_repeated_too(server: ScriptedServer) -> None:

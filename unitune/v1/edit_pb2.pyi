@@ -482,7 +482,7 @@ class CancelEditRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
-    __slots__ = ("parent", "image", "image_data", "prompt", "methods", "seeds", "class_noun", "initial_word", "base_prompt", "omit_metadata", "validate_only")
+    __slots__ = ("parent", "image", "image_data", "prompt", "methods", "seeds", "class_noun", "initial_word", "base_prompt", "omit_metadata", "validate_only", "request_id")
     class Entry(_message.Message):
         __slots__ = ("method", "tuning_config", "config")
         METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -503,6 +503,7 @@ class CompareRequest(_message.Message):
     BASE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     OMIT_METADATA_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     parent: str
     image: str
     image_data: bytes
@@ -514,7 +515,8 @@ class CompareRequest(_message.Message):
     base_prompt: str
     omit_metadata: bool
     validate_only: bool
-    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., prompt: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[CompareRequest.Entry, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., class_noun: _Optional[str] = ..., initial_word: _Optional[str] = ..., base_prompt: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    request_id: str
+    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., prompt: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[CompareRequest.Entry, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., class_noun: _Optional[str] = ..., initial_word: _Optional[str] = ..., base_prompt: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class CompareEvent(_message.Message):
     __slots__ = ("sequence", "create_time", "method", "accepted", "edit", "result", "done", "failed", "heartbeat", "image_part")

@@ -112,7 +112,7 @@ class BaseModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_clip_filter: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., has_content_filter: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ..., size_step: _Optional[int] = ..., fast_lora: _Optional[str] = ..., fast_lora_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels", "upload_heif_pixels", "tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes", "open_tunings", "open_edits", "edit_steps", "tuning_pixels", "tenant_kept_tunings")
+    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels", "upload_heif_pixels", "tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes", "open_tunings", "open_edits", "edit_steps", "tuning_pixels", "tenant_kept_tunings", "tenant_running_tunings")
     UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_PIXELS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,7 @@ class Limits(_message.Message):
     EDIT_STEPS_FIELD_NUMBER: _ClassVar[int]
     TUNING_PIXELS_FIELD_NUMBER: _ClassVar[int]
     TENANT_KEPT_TUNINGS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_RUNNING_TUNINGS_FIELD_NUMBER: _ClassVar[int]
     upload_bytes: int
     upload_pixels: int
     chunk_bytes: int
@@ -147,4 +148,5 @@ class Limits(_message.Message):
     edit_steps: int
     tuning_pixels: int
     tenant_kept_tunings: int
-    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., upload_side: _Optional[int] = ..., upload_webp_pixels: _Optional[int] = ..., upload_heif_pixels: _Optional[int] = ..., tenant_tunings: _Optional[int] = ..., tenant_edits: _Optional[int] = ..., tenant_requests_per_s: _Optional[float] = ..., tenant_bytes: _Optional[int] = ..., open_tunings: _Optional[int] = ..., open_edits: _Optional[int] = ..., edit_steps: _Optional[int] = ..., tuning_pixels: _Optional[int] = ..., tenant_kept_tunings: _Optional[int] = ...) -> None: ...
+    tenant_running_tunings: int
+    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., upload_side: _Optional[int] = ..., upload_webp_pixels: _Optional[int] = ..., upload_heif_pixels: _Optional[int] = ..., tenant_tunings: _Optional[int] = ..., tenant_edits: _Optional[int] = ..., tenant_requests_per_s: _Optional[float] = ..., tenant_bytes: _Optional[int] = ..., open_tunings: _Optional[int] = ..., open_edits: _Optional[int] = ..., edit_steps: _Optional[int] = ..., tuning_pixels: _Optional[int] = ..., tenant_kept_tunings: _Optional[int] = ..., tenant_running_tunings: _Optional[int] = ...) -> None: ...

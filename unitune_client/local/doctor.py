@@ -229,6 +229,7 @@ def limits_of_a_tenant(limits: events.Limits) -> str:
             limits.tenant_tunings,
             f"{limits.tenant_tunings} open tunings ({_or_any(limits.open_tunings)} of all tenants)",
         ),
+        (limits.tenant_running_tunings, f"{limits.tenant_running_tunings} tunings that run"),
         (limits.tenant_kept_tunings, f"{limits.tenant_kept_tunings} tunings kept"),
         (limits.tenant_edits, f"{limits.tenant_edits} open edits ({_or_any(limits.open_edits)} of all tenants)"),
         (limits.tenant_requests_per_s, f"{limits.tenant_requests_per_s:g} calls a second"),
