@@ -58,7 +58,8 @@ class Retention:
             try:
                 await self._images.find(image)
             except NotFound:
-                if not allow_missing:
+                # A deletion that was killed half-way leaves the file, and is sent again.
+                if not allow_missing and not await self._images.time_of(image):
                     raise
             except DataLoss:
                 pass  # what is damaged can be deleted

@@ -108,6 +108,16 @@ async def test_no_tuning_is_made_of_a_picture_that_is_going(world: World) -> Non
     assert world.stored() == []
 
 
+async def test_a_deletion_that_was_killed_half_way_is_done_again(world: World) -> None:
+    """What a killed gateway left of a picture can be deleted; afterwards there is none."""
+    image = await world.upload(picture())
+    (world.folder / "store" / "images" / "default" / image.sha256 / "image.json").unlink()
+    request = DeleteImageRequest(name=image.name)
+    await world.images.DeleteImage(request)
+    assert world.stored() == []
+    await refused(world.images.DeleteImage(request), grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_FOUND")
+
+
 async def test_a_picture_is_deleted_on_request(world: World) -> None:
     """At once, and nothing is left; deleting what is not there is refused unless it may be missing (R10)."""
     image = await world.upload(picture())
