@@ -40,7 +40,7 @@ async def run(config: GatewayConfig) -> int:
 
 def main() -> int:
     """The program's exit code."""
-    config = settings.load(GatewayConfig, os.environ)
+    config = settings.load(GatewayConfig, os.environ, sys.argv[1:])
     telemetry.configure("gateway")
     try:
         tracing.configure("gateway", config.traces)

@@ -17,7 +17,10 @@ from unitune.v1 import edit_pb2, image_pb2, key_pb2, scope_pb2, server_pb2, tuni
 
 logger = logging.getLogger(__name__)
 
-HOW = "send an API key or a token as metadata, `authorization: Bearer CREDENTIAL`; UNITUNE_KEY of the command line"
+HOW = (
+    "send an API key or a token as metadata, `authorization: Bearer CREDENTIAL`; "
+    "--key-file or UNITUNE_KEY of the command line"
+)
 _PACKAGE = "unitune.v1."
 
 PUBLIC = [

@@ -20,6 +20,8 @@ from unitune.errors import QUEUE_FULL, TENANT_EDIT_LIMIT, TENANT_REQUEST_RATE, I
 RETRY_EDIT_S = 2.0  # an edit takes seconds
 BURST_S = 10.0  # requests of so many seconds may come at once
 KEPT_TENANTS = 10_000  # whose recent requests are counted
+# Of the requests of open edits and comparisons, which may have pictures in them. Uploaded ones wait in the store.
+OPEN_BYTES_OF_TENANT, OPEN_BYTES = 256 << 20, 512 << 20
 
 # The fields by which a request names whose resources it is about, and their collections.
 _NAMED_BY = {"tuning": "tunings", "image": "images"}
@@ -32,14 +34,15 @@ class Admission:
         self._config = config
         self._rates = RequestRates(config.tenant_requests_per_s)
         self._edits: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()  # of their requests
 
     def request(self, tenant: str) -> None:
         """Count one request. Raises ResourceExhausted (TENANT_REQUEST_RATE)."""
         self._rates.take(tenant)
 
     @contextmanager
-    def edit(self, tenant: str) -> Iterator[None]:
-        """Count one edit, or comparison, for as long as the block lasts, and its request.
+    def edit(self, tenant: str, size_bytes: int = 0) -> Iterator[None]:
+        """Count one edit, or comparison, for as long as the block lasts, and its request of so many bytes.
 
         Raises ResourceExhausted (TENANT_EDIT_LIMIT, QUEUE_FULL, TENANT_REQUEST_RATE).
         """
@@ -50,13 +53,23 @@ class Admission:
             raise of_tenant(tenant, most, message, TENANT_EDIT_LIMIT, RETRY_EDIT_S)
         if 0 < most_of_all <= self._edits.total():
             raise of_all(most_of_all, f"{most_of_all} edits run or wait", RETRY_EDIT_S)
+        if self._bytes[tenant] + size_bytes > OPEN_BYTES_OF_TENANT:
+            message = (
+                f"the edits of this tenant that run or wait have {self._bytes[tenant]} bytes of pictures in their "
+                "requests, as many as may: upload pictures and name them, or begin this one when another has ended"
+            )
+            raise of_tenant(tenant, OPEN_BYTES_OF_TENANT, message, TENANT_EDIT_LIMIT, RETRY_EDIT_S)
+        if self._bytes.total() + size_bytes > OPEN_BYTES:
+            raise of_all(OPEN_BYTES, f"edits that run or wait have {OPEN_BYTES} bytes in their requests", RETRY_EDIT_S)
         self._edits[tenant] += 1
+        self._bytes[tenant] += size_bytes
         try:
             yield
         finally:
             self._edits[tenant] -= 1
+            self._bytes[tenant] -= size_bytes
             if not self._edits[tenant]:
-                del self._edits[tenant]
+                del self._edits[tenant], self._bytes[tenant]
 
 
 class RequestRates:

@@ -135,9 +135,10 @@ class ApiKeys:
         async with self._loading:  # no notification need follow: LISTEN has a connection of its own
             await until_answered(self._load, RELOAD_S)
 
-    def has_valid(self, scope: int | None = None) -> bool:
-        """Whether there is a valid key, of this scope if one is given."""
-        return any(not key.ended() and (scope is None or scope in key.scopes) for key in self._keys.values())
+    @property
+    def has_any(self) -> bool:
+        """Whether there is a key, valid or not: a server whose keys have all ended is not open to everybody."""
+        return bool(self._keys)
 
     def principal(self, credential: str) -> Principal:
         """Who a key stands for. Raises Unauthenticated (CREDENTIAL_INVALID, CREDENTIAL_ENDED)."""
@@ -312,4 +313,6 @@ def _digest(secret: str) -> bytes:
 
 def _record(row: tuple) -> ApiKeyRecord:
     key_id, tenant, digest, scopes, *times = row
-    return ApiKeyRecord(key_id, tenant, digest, frozenset(SCOPES[word] for word in scopes.split()), *times)
+    # A gateway of a newer version may have made it, with a scope that allows nothing here.
+    known = frozenset(SCOPES[word] for word in scopes.split() if word in SCOPES)
+    return ApiKeyRecord(key_id, tenant, digest, known, *times)

@@ -56,7 +56,8 @@ NEEDED = {**NEEDED_WORD, PROMPT_TO_PROMPT: "base_prompt"}  # the same, in fields
 
 @dataclass(frozen=True)
 class MethodEdit:
-    """One method of a comparison, with the request of its edit."""
+    """One method of a comparison, with the request of its edit. A picture that the comparison's own request has is kept
+    there alone."""
 
     entry: CompareRequest.Entry
     request: EditRequest
@@ -99,7 +100,7 @@ class Comparisons:
         began = time.monotonic()
         method_edits = await self._method_edits(request)
         relay = Relay(
-            self._events(method_edits, began, timeout_s, validate_only=request.validate_only),
+            self._events(request, method_edits, began, timeout_s),
             silence_s=self._heartbeat_s,
             heartbeat=_heartbeat,
             size_of=CompareEvent.ByteSize,
@@ -118,27 +119,29 @@ class Comparisons:
             yield _numbered(CompareEvent(failed=to_status(ours)), number + 1)
 
     async def _events(
-        self, method_edits: list[MethodEdit], began: float, timeout_s: float | None, *, validate_only: bool
+        self, request: CompareRequest, method_edits: list[MethodEdit], began: float, timeout_s: float | None
     ) -> AsyncGenerator[CompareEvent, None]:
         warnings = dict.fromkeys(warning for method_edit in method_edits for warning in method_edit.warnings)
         methods = [method_edit.entry.method for method_edit in method_edits]
         yield CompareEvent(accepted=CompareEvent.Accepted(methods=methods, warnings=warnings))
-        for method_edit in () if validate_only else method_edits:
+        for method_edit in () if request.validate_only else method_edits:
             if self._end_reason is not None:
                 raise self._end_reason
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
-            async with aclosing(self._edit(method_edit, left_s)) as events:
+            async with aclosing(self._edit(request, method_edit, left_s)) as events:
                 async for event in events:
                     event.method = method_edit.entry.method
                     yield event
         yield CompareEvent(done=CompareEvent.Done(total_s=time.monotonic() - began))
 
-    async def _edit(self, method_edit: MethodEdit, left_s: float | None) -> AsyncGenerator[CompareEvent, None]:
+    async def _edit(
+        self, request: CompareRequest, method_edit: MethodEdit, left_s: float | None
+    ) -> AsyncGenerator[CompareEvent, None]:
         """The events of one method's edit, and its result."""
         result = CompareEvent.Result(prompt=method_edit.request.prompt)
         pictures = ComparedPictures(len(seeds_of(method_edit.request)))
         try:
-            async with aclosing(self._joined(method_edit.request, left_s)) as events:
+            async with aclosing(self._joined(_with_picture(method_edit.request, request), left_s)) as events:
                 async for event in events:
                     match event.WhichOneof("event"):
                         case "image" | "image_part":
@@ -293,7 +296,8 @@ def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -
 
 
 def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditRequest:
-    """One method's edit. Its prompt does not have the words yet that the method binds."""
+    """One method's edit, without the picture of `_with_picture`. Its prompt does not have the words yet that the method
+    binds."""
     asked = EditRequest(
         parent=request.parent,
         prompt=request.prompt,
@@ -305,7 +309,7 @@ def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditR
     if request.WhichOneof("target") == "image":
         asked.image = request.image
     else:
-        asked.image_data = request.image_data
+        asked.image_data = request.image_data[:1]  # which stands for it
     asked.config.method, method = entry.method, Flat(entry).method
     if request.request_id and not request.validate_only:
         asked.request_id = str(uuid.uuid5(uuid.UUID(request.request_id), method))  # of this method in any repeat
@@ -315,6 +319,16 @@ def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditR
     if method == PROMPT_TO_PROMPT and request.base_prompt:
         asked.config.base_prompt = request.base_prompt
     return asked
+
+
+def _with_picture(asked: EditRequest, request: CompareRequest) -> EditRequest:
+    """The request of one method's edit, with the picture that the comparison's own request has."""
+    if request.WhichOneof("target") == "image":
+        return asked
+    whole = EditRequest()
+    whole.CopyFrom(asked)
+    whole.image_data = request.image_data
+    return whole
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, nullcontext
 
 from gateway.edit_plan import EditPlan, Planner, rare_tokens_before
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit, new_edit
@@ -157,11 +157,10 @@ class Edits:
 
         tuning, tune_s = plan.tuning, 0.0
         if tuning is not None and tuning.state != Tuning.STATE_READY:
-            opened.waits = True
-            async with aclosing(self._tunings.watch(tuning.name, 0)) as events:
-                async for event in events:
-                    yield EditEvent(tuning=event)
-            opened.waits = False
+            with self._results.waiting(opened):
+                async with aclosing(self._tunings.watch(tuning.name, 0)) as events:
+                    async for event in events:
+                        yield EditEvent(tuning=event)
             tuning = _ready(event)
             tune_s = time.monotonic() - began
 
@@ -204,6 +203,8 @@ class Edits:
             metrics.EDIT_STAGE_S.labels(stage).observe(seconds)
         opened.edit.tuning = tuning.name if tuning is not None else ""
         await self._results.finish(opened, timings)
+        if tuning is not None and await self._tunings.is_gone(tuning.name):  # its deletion could not see these results
+            await self._results.discard(opened.edit.name)
         opened.done(timings)
         yield EditEvent(done=EditEvent.Done(timings=timings, tuning=opened.edit.tuning))
 
@@ -211,13 +212,14 @@ class Edits:
         self, plan: EditPlan, tuning: Tuning | None, opened: OpenEdit, began: float, timeout_s: float | None
     ) -> AsyncGenerator[SampleEvent, None]:
         """The sampler's events, once the edit has its turn. Raises NotFound for a tuning that was deleted meanwhile."""
-        opened.waits = True
-        async with self._queue.place(plan.tenant, plan.least_steps) as waited_s:
-            opened.waits = False
+        waiting = nullcontext() if self._queue.has_place(plan.tenant) else self._results.waiting(opened)
+        async with AsyncExitStack() as place:
+            with waiting:
+                waited_s = await place.enter_async_context(self._queue.place(plan.tenant, plan.least_steps))
             if tuning is not None:
                 await self._tunings.with_weights(tuning.name)
+            request = _sample_request(plan, tuning, opened, *await self._planner.pictures(plan))
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
-            request = _sample_request(plan, tuning, opened)
             turn = self._usage.turn(plan.tenant, opened.request_id)
             async with turn, aclosing(self._samplers.sample(request, left_s)) as samples:
                 async for sample in samples:
@@ -291,12 +293,14 @@ def _ready(last: TuningEvent) -> Tuning:
     return last.ready
 
 
-def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> SampleRequest:
+def _sample_request(
+    plan: EditPlan, tuning: Tuning | None, opened: OpenEdit, image: bytes, mask: bytes
+) -> SampleRequest:
     return SampleRequest(
         edit=opened.edit.name,
         weights=tuning.weights if tuning is not None else None,
-        image=plan.image,
-        mask=plan.mask,
+        image=image,
+        mask=mask,
         rare_tokens=rare_tokens_before(tuning.config if tuning is not None else None),
         prompt=plan.prompt,
         config=plan.config,

@@ -1,5 +1,9 @@
-"""From an EditRequest to all that an edit needs: checked, with defaults filled in and its target found."""
+"""From an EditRequest to all that an edit needs: checked, with defaults filled in and its target found.
 
+Pictures of the store are not in a plan: an edit may wait for minutes, and many may wait.
+"""
+
+import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway import validation
+from gateway.fair_queue import FairQueue
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.principal import current
@@ -19,7 +24,7 @@ from gateway.sampling_options import (
     check_options,
 )
 from gateway.tunings import Tunings, expired, not_found
-from gateway.upstreams import refuse_mismatch
+from gateway.upstreams import CALL_S, refuse_mismatch
 from unitune import working_size
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
@@ -42,6 +47,22 @@ from unitune.v1.scope_pb2 import Scope
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import Tuning, TuningConfig, WeightsRef
 
+LOOKS = 4  # pictures that samplers look at before edits, at a time
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """A mask that was uploaded, as long as its file. It is read when it is needed."""
+
+    name: Name
+    size_bytes: int
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+
+GivenMask = bytes | StoredMask  # bytes are empty without a mask
+
 
 @dataclass(frozen=True)
 class EditPlan:
@@ -49,8 +70,9 @@ class EditPlan:
 
     tenant: str
     tuning: Tuning | None
-    image: bytes
-    mask: bytes  # empty if none is given
+    request: EditRequest  # which may have the picture and the mask in it
+    image: Name | None  # the picture in the store, if the request does not have it
+    mask: StoredMask | None  # the same of the mask
     prompt: str
     config: SamplingConfig
     seeds: list[int]
@@ -70,6 +92,18 @@ class EditPlan:
     def least_steps(self) -> int:
         """The fewest steps that its run has."""
         return least_steps(self.config, len(self.seeds))
+
+    @property
+    def image_sha256(self) -> str:
+        """The digest of the picture's file."""
+        return self.image.id if self.image is not None else hashlib.sha256(self.request.image_data).hexdigest()
+
+    @property
+    def mask_sha256(self) -> str:
+        """The digest of the mask's file; empty without one."""
+        if self.mask is not None:
+            return self.mask.name.id
+        return hashlib.sha256(self.request.mask).hexdigest() if self.request.mask else ""
 
 
 class Planner:
@@ -91,6 +125,7 @@ class Planner:
         self._tunings = tunings
         self._images = images
         self._samplers = samplers
+        self._looks = FairQueue(LOOKS)
 
     async def settle(self, request: EditRequest) -> TuningConfig | None:
         """The config with which an edit of an image would tune; None for a method without a tuning. Makes nothing.
@@ -99,8 +134,8 @@ class Planner:
         mention.
         """
         check(request)
-        sampler = await self._checked(request)
-        sampling = self._sampling(request, _method_of(request), sampler)
+        sampler = await self._checked(request, request.mask)
+        sampling = self._sampling(request, request.mask, _method_of(request), sampler)
         config = await self._settled(request, sampling)
         await self._samplers.check_sample(_unsampled(request, sampling, config))
         return config
@@ -110,31 +145,34 @@ class Planner:
         validated only. Raises as Edit does.
         """
         check(request)
-        request = await self._with_mask(request)
-        sampler = await self._checked(request)
+        mask, carrier = await self._mask(request), request
+        sampler = await self._checked(request, mask)
+        image: Name | None
         if request.WhichOneof("target") == "tuning":
             tenant, named = await self._named(request)
             request = completed(request, named.config)
-            method, tuning, image, warnings = await self._of_tuning(request, named, sampler.base_model)
-            config = self._sampling(request, method, sampler)
+            method, tuning, warnings = await self._of_tuning(request, mask, named, sampler.base_model)
+            image = parse(named.image, "images")
+            config = self._sampling(request, mask, method, sampler)
             if Flat(config).second_pass:
-                picture = await self._images.find(parse(named.image, "images"))
+                picture = await self._images.find(image)
                 self._check_tiles(request, config, picture, sampler.base_model)
             unsampled = _unsampled(
                 request, config, tuning.config if tuning else None, tuning.weights if tuning else None
             )
             warnings = [*warnings, *await self._samplers.check_sample(unsampled)]
         else:
-            config = self._sampling(request, _method_of(request), sampler)
-            tenant, tuning, image, warnings = await self._of_image(request, config, sampler.base_model)
+            config = self._sampling(request, mask, _method_of(request), sampler)
+            tenant, tuning, image, warnings = await self._of_image(request, mask, config, sampler.base_model)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
         return EditPlan(
             is_filtered=self._is_filtered(tenant),
             tenant=tenant,
             tuning=tuning,
+            request=carrier,
             image=image,
-            mask=request.mask,
+            mask=mask if isinstance(mask, StoredMask) else None,
             prompt=request.prompt,
             config=config,
             seeds=seeds_of(request),
@@ -151,16 +189,26 @@ class Planner:
             omit_metadata=request.omit_metadata,
         )
 
-    def _sampling(self, request: EditRequest, method: str, sampler: SamplerInfo) -> SamplingConfig:
+    async def pictures(self, plan: EditPlan) -> tuple[bytes, bytes]:
+        """The files of a plan's picture and of its mask, which is empty without one.
+
+        Raises NotFound (IMAGE_NOT_FOUND) for one that was deleted since, and DataLoss (IMAGE_CORRUPT).
+        """
+        image = plan.request.image_data if plan.image is None else await self._images.read(plan.image)
+        mask = plan.request.mask if plan.mask is None else await self._images.read(plan.mask.name)
+        return image, mask
+
+    def _sampling(self, request: EditRequest, mask: GivenMask, method: str, sampler: SamplerInfo) -> SamplingConfig:
         """The sampling's settings, filled in. Raises InvalidArgument (COST_LIMIT)."""
-        config = _filled(request, method, sampler)
+        config = _filled(request, mask, method, sampler)
         check_edit_cost(config, len(seeds_of(request)), self._most_steps)
         return config
 
     async def check_tiles(self, request: EditRequest, picture: Image | PictureInfo) -> None:
         """Raise InvalidArgument (COST_LIMIT) for an edit of an image whose second pass over it has too many tiles."""
         sampler = await self._samplers.sampler_info()
-        self._check_tiles(request, self._sampling(request, _method_of(request), sampler), picture, sampler.base_model)
+        config = self._sampling(request, request.mask, _method_of(request), sampler)
+        self._check_tiles(request, config, picture, sampler.base_model)
 
     def _check_tiles(
         self, request: EditRequest, config: SamplingConfig, picture: Image | PictureInfo, base_model: BaseModel
@@ -168,21 +216,18 @@ class Planner:
         tiles = most_tiles(config, (picture.height, picture.width), base_model)
         check_edit_cost(config, len(seeds_of(request)), self._most_steps, tiles=tiles)
 
-    async def _with_mask(self, request: EditRequest) -> EditRequest:
-        """The request with the uploaded mask that it names in `mask`, whose name stays; otherwise as it is."""
+    async def _mask(self, request: EditRequest) -> GivenMask:
+        """The mask of the request, or the uploaded one that it names."""
         if not request.mask_image:
-            return request
+            return request.mask
         if request.mask:
             raise InvalidField("mask_image", request.mask_image, "leave it unset beside mask, or leave mask unset")
-        name = parse(request.mask_image, "images", "mask_image")
-        whole = EditRequest()
-        whole.CopyFrom(request)
-        whole.mask = await self._images.read(name._replace(tenant=_tenant_of(request)))
-        return whole
+        name = parse(request.mask_image, "images", "mask_image")._replace(tenant=_tenant_of(request))
+        return StoredMask(name, (await self._images.find(name)).size_bytes)
 
-    async def _checked(self, request: EditRequest) -> SamplerInfo:
+    async def _checked(self, request: EditRequest, mask: GivenMask) -> SamplerInfo:
         """The sampler, whose base model has what the request's settings ask of one. Raises as Edit does."""
-        _check(request)
+        _check(request, mask)
         sampler = await self._samplers.sampler_info()
         if self._is_filtered(_tenant_of(request)) and not sampler.base_model.has_content_filter:
             raise FailedPrecondition(
@@ -191,7 +236,7 @@ class Planner:
                 reason="CONTENT_FILTER_MISSING",
             )
         check_base_model(request.config, sampler.base_model, "config.")
-        check_mask_words(request.config, request.mask, sampler.base_model, "config")
+        check_mask_words(request.config, mask, sampler.base_model, "config")
         return sampler
 
     async def _named(self, request: EditRequest) -> tuple[str, Tuning]:
@@ -203,9 +248,9 @@ class Planner:
         return tenant, await self._tunings.get(request.tuning)
 
     async def _of_tuning(
-        self, request: EditRequest, tuning: Tuning, base_model: BaseModel
-    ) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
-        """Method, tuning if its weights are used, image, and its warnings. The request is a completed one."""
+        self, request: EditRequest, mask: GivenMask, tuning: Tuning, base_model: BaseModel
+    ) -> tuple[str, Tuning | None, Sequence[str]]:
+        """Method, tuning if its weights are used, and the image's warnings. The request is a completed one."""
         asked, made_by = Flat(request.config), Flat(tuning.config).method
         method = asked.method or (PROMPT_TO_PROMPT if made_by == NULL_TEXT else made_by)
         uses_weights = tuned_by(method, asked.inversion)
@@ -213,7 +258,7 @@ class Planner:
             name, leave = ("inversion", "choose another") if uses_weights == NULL_TEXT else ("method", "leave it unset")
             remedy = f"{tuning.name} was made by {made_by}; {leave}, or edit the image"
             raise InvalidField(f"config.{SAMPLING[name].path}", getattr(asked, name), remedy)
-        check_options(request.config, request.mask, "config", method, request.prompt)
+        check_options(request.config, mask, "config", method, request.prompt)
         if uses_weights:
             check_words(request, tuning.config)
         if uses_weights and tuning.state == Tuning.STATE_EXPIRED:
@@ -225,16 +270,21 @@ class Planner:
                 reason="TUNING_NOT_READY",
                 metadata={"name": tuning.name, "state": state},
             )
-        name_of_image = parse(tuning.image, "images")
-        image, picture = await self._images.read(name_of_image), await self._images.find(name_of_image)
-        await self._check_mask(request, picture)
+        picture = await self._whole(parse(tuning.image, "images"))
+        await self._check_mask(request, mask, picture)
         warnings = [*picture.warnings, *_warnings_of_second_pass(picture, request.config, base_model)]
-        return method, tuning if uses_weights else None, image, warnings
+        return method, tuning if uses_weights else None, warnings
+
+    async def _whole(self, image: Name) -> Image:
+        """A picture whose file is there and undamaged."""
+        await self._images.read(image)
+        return await self._images.find(image)
 
     async def _of_image(
-        self, request: EditRequest, sampling: SamplingConfig, base_model: BaseModel
-    ) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
-        """Tenant, tuning, image, and warnings; the tuning is found or made, once all is found to be right.
+        self, request: EditRequest, mask: GivenMask, sampling: SamplingConfig, base_model: BaseModel
+    ) -> tuple[str, Tuning | None, Name | None, Sequence[str]]:
+        """Tenant, tuning, image unless the request has it, and warnings; the tuning is found or made, once all is found
+        to be right.
 
         Of a request that is to be validated only it is found, or stands for the one that would be made.
         """
@@ -243,37 +293,37 @@ class Planner:
             check_words(request, config)
         tenant = _tenant_of(request)
         picture: Image | PictureInfo
+        image: Name | None = None
         if request.WhichOneof("target") == "image":
             # Another tenant's name looks like one that does not exist.
-            name = parse(request.image, "images", "image")._replace(tenant=tenant)
-            data, picture = await self._images.read(name), await self._images.find(name)
-            await self._check_mask(request, picture)
+            name = image = parse(request.image, "images", "image")._replace(tenant=tenant)
+            picture = await self._whole(name)
+            await self._check_mask(request, mask, picture)
             self._check_tiles(request, sampling, picture, base_model)
-        else:
-            data = request.image_data
-            if request.mask or config is None or request.validate_only or Flat(sampling).second_pass:
-                with in_field("image_data"):
-                    picture = await self._images.check(tenant, data)
-                await self._check_mask(request, picture)
-                self._check_tiles(request, sampling, picture, base_model)
+        elif mask or config is None or request.validate_only or Flat(sampling).second_pass:
+            with in_field("image_data"):
+                picture = await self._images.check(tenant, request.image_data)
+            await self._check_mask(request, mask, picture)
+            self._check_tiles(request, sampling, picture, base_model)
         unsampled = _unsampled(request, sampling, config)
         warnings = await self._samplers.check_sample(unsampled)
         if config is not None and request.WhichOneof("target") == "image_data":
             if request.validate_only:
-                name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
+                name = Name(tenant, "images", hashlib.sha256(request.image_data).hexdigest())
             else:
                 with in_field("image_data"):
-                    picture = await self._images.keep(tenant, data)
+                    picture = await self._images.keep(tenant, request.image_data)
                 name = parse(picture.name, "images")
         if base_model.has_known_pictures:
-            unsampled.image = data
-            with suppress(Unavailable, ResourceExhausted):  # not looked at in time, it is edited without a warning
-                warnings = await self._samplers.check_sample(unsampled)
+            # Not looked at in time, it is edited without a warning.
+            with suppress(Unavailable, ResourceExhausted, TimeoutError):
+                async with asyncio.timeout(2 * CALL_S), self._looks.place(tenant):
+                    warnings = await self._looked_at(unsampled, request, image)
         of_shape = [] if Flat(sampling).only_masked else working_size.warnings_of((picture.height, picture.width))
         of_second_pass = _warnings_of_second_pass(picture, sampling, base_model)
         warnings = [*picture.warnings, *of_shape, *of_second_pass, *warnings]
         if config is None:
-            return tenant, None, data, warnings
+            return tenant, None, image, warnings
         if request.validate_only:
             tuning = await self._tunings.found_or_planned(tenant, name, picture, config)
         else:
@@ -282,9 +332,16 @@ class Planner:
             except NotFound:  # another tuning of the picture was deleted meanwhile, and the picture with it
                 if request.WhichOneof("target") != "image_data":
                     raise
-                await self._images.keep(tenant, data)
+                await self._images.keep(tenant, request.image_data)
                 tuning = await self._tunings.find_or_make(tenant, name, config, needs_tuner=True)
-        return tenant, tuning, data, warnings
+        return tenant, tuning, image, warnings
+
+    async def _looked_at(self, unsampled: SampleRequest, request: EditRequest, image: Name | None) -> list[str]:
+        """The warnings of a check that looks at the picture, too."""
+        whole = SampleRequest()
+        whole.CopyFrom(unsampled)
+        whole.image = request.image_data if image is None else await self._images.read(image)
+        return await self._samplers.check_sample(whole)
 
     async def _settled(self, request: EditRequest, sampling: SamplingConfig) -> TuningConfig | None:
         """The tuning that an edit of an image needs, with every default filled in; `sampling` is the edit's own."""
@@ -293,12 +350,11 @@ class Planner:
         current().require([Scope.SCOPE_TUNE], "an edit that may make a tuning")
         return await self._tunings.settled(_tuning_config(request, sampling), "tuning_config")
 
-    async def _check_mask(self, request: EditRequest, picture: Image | PictureInfo) -> None:
-        if request.mask:
+    async def _check_mask(self, request: EditRequest, mask: GivenMask, picture: Image | PictureInfo) -> None:
+        if mask:
+            file = mask.name if isinstance(mask, StoredMask) else mask
             with in_field("mask_image") if request.mask_image else nullcontext():
-                await self._images.check_mask(
-                    _tenant_of(request), request.mask, picture, keeps=request.config.mask.keeps
-                )
+                await self._images.check_mask(_tenant_of(request), file, picture, keeps=request.config.mask.keeps)
 
 
 def words_of(request: EditRequest, bound: str) -> str:
@@ -360,7 +416,7 @@ def _warnings_of_second_pass(
     return [working_size.too_small_for_second_pass(size, into)]
 
 
-def _check(request: EditRequest) -> None:
+def _check(request: EditRequest, mask: GivenMask) -> None:
     """What is wrong in the request alone, beyond each of its own fields."""
     validation.check_sampling_config(request.config, "config")
     check_inverted(request.config, request.seeds)
@@ -374,7 +430,7 @@ def _check(request: EditRequest) -> None:
         method = _method_of(request)
         needed = tuned_by(method, Flat(request.config).inversion)
         validation.check_tuning_config(request.tuning_config, "tuning_config", needed)
-        check_options(request.config, request.mask, "config", method, request.prompt)
+        check_options(request.config, mask, "config", method, request.prompt)
 
 
 def seeds_of(request: EditRequest) -> list[int]:
@@ -436,7 +492,7 @@ def completed(request: EditRequest, tuning: TuningConfig) -> EditRequest:
     return whole
 
 
-def _filled(request: EditRequest, method: str, sampler: SamplerInfo) -> SamplingConfig:
+def _filled(request: EditRequest, mask: GivenMask, method: str, sampler: SamplerInfo) -> SamplingConfig:
     """The sampling's settings with the base model's defaults for the method, and with those of its fast LoRA."""
     asked, defaults, base_model = SamplingConfig(), SamplingConfig(), sampler.base_model
     asked.CopyFrom(request.config)
@@ -444,12 +500,12 @@ def _filled(request: EditRequest, method: str, sampler: SamplerInfo) -> Sampling
     if asked.fast and base_model.fast_lora and not asked.fast_lora:
         asked.fast_lora = True
         try:
-            check_options(asked, request.mask, "config", method, request.prompt)
+            check_options(asked, mask, "config", method, request.prompt)
         except InvalidField as error:  # it was not asked for by its own name
             raise InvalidField("config.fast", "true", error.metadata["remedy"]) from None
     if asked.fast_lora:
         defaults.MergeFrom(base_model.fast_lora_defaults)
-    filled = validation.fill_sampling_config(asked, request.mask, defaults, method)
+    filled = validation.fill_sampling_config(asked, mask, defaults, method)
     if filled.fast:
         filled.num_inference_steps, filled.fast = base_model.fast_steps, False
     return filled

@@ -6,12 +6,15 @@ The number of ended ones and the bytes of all pictures are bounded. The oldest a
 import asyncio
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TypeVar
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
 
 from google.rpc.status_pb2 import Status
 
+from gateway.admission import of_tenant
+from gateway.fair_queue import FairQueue
 from gateway.names import Name, missing, new_id, parse
 from gateway.relay import Relay
 from gateway.shared_edits import SharedEdits
@@ -26,6 +29,10 @@ T = TypeVar("T")
 
 MAX_EDITS = 1000  # ended ones
 MAX_BYTES = 1 << 30  # of the pictures of ended ones, in the store
+ANSWERS, ANSWERS_OF_TENANT = 12, 3  # of GetEdit that are in memory at a time, and
+WAITING_ANSWERS = 256  # of a tenant that wait to be
+NOT_TAKEN = 8  # of a tenant, whose readers do not read and do not go
+RETRY_ANSWER_S = 2.0
 
 
 def new_edit(tenant: str) -> str:
@@ -95,10 +102,13 @@ class EditResults:
         self._stored = stored
         self._shared = shared
         if shared is not None:
-            shared.cancel_by(lambda name: self.cancel(name) if name in self._edits else None)
+            shared.serve(lambda name: self.cancel(name) if name in self._edits else None, self.is_known)
         self._discards: set[asyncio.Task[None]] = set()
         self._edits: dict[str, OpenEdit] = {}
         self._ended: OrderedDict[str, OpenEdit] = OrderedDict()  # the oldest end first
+        self._answers = FairQueue(ANSWERS, ANSWERS_OF_TENANT)
+        self._not_taken = Counter[str]()  # by tenant
+        self._end_reason: UniTuneError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.size_bytes = 0  # of those that ended
 
@@ -155,6 +165,38 @@ class EditResults:
             raise missing(asked)
         return edit
 
+    @asynccontextmanager
+    async def reading(self, name: str, *, urls: bool = False) -> AsyncIterator[Edit]:
+        """The same for as long as the block lasts, in which its reader takes it. Few are read at a time: each may have
+        as many bytes as a message, however slowly it is taken.
+
+        Raises ResourceExhausted (TOO_MANY_CALLS), too, when too many of the tenant wait, or were not taken.
+        """
+        tenant = parse(name, "edits").tenant
+        opened = self._edits.get(name)
+        if opened is not None and opened.edit.state != Edit.STATE_DONE:  # and it has no pictures yet
+            yield opened.edit
+            return
+        if self._answers.num_waiting_of(tenant) >= WAITING_ANSWERS:
+            message = f"{WAITING_ANSWERS} results of this tenant wait to be read: read some"
+            raise of_tenant(tenant, WAITING_ANSWERS, message, "TOO_MANY_CALLS", RETRY_ANSWER_S)
+        if self._not_taken[tenant] >= NOT_TAKEN:
+            message = f"{NOT_TAKEN} results that this tenant asked for are not taken: take them, or end the calls"
+            raise of_tenant(tenant, NOT_TAKEN, message, "TOO_MANY_CALLS", RETRY_ANSWER_S)
+        async with self._answers.place(tenant):
+            yield await self.read(name, urls=urls)
+
+    def not_taken(self, name: str, writing: "asyncio.Future[Any]") -> None:
+        """Nobody took a result in time. It is in memory until `writing` ends."""
+        tenant = parse(name, "edits").tenant
+        self._not_taken[tenant] += 1
+
+        def taken(_: object) -> None:
+            self._not_taken[tenant] -= 1
+            self._not_taken += Counter()  # without the tenants that have none
+
+        writing.add_done_callback(taken)
+
     async def look(self, name: str) -> Edit | None:
         """An edit of any gateway without its pictures; None if it is not known, or is done and has them no more."""
         opened = self._edits.get(name)
@@ -203,8 +245,21 @@ class EditResults:
             raise missing(asked)
         return edit
 
+    @contextmanager
+    def waiting(self, opened: OpenEdit) -> Iterator[None]:
+        """An edit waits in the block, for its tuning or for its turn. Raises what `end_waiting` was told before."""
+        if self._end_reason is not None:
+            raise self._end_reason
+        opened.waits = True
+        try:
+            yield
+        finally:
+            opened.waits = False
+
     def end_waiting(self, reason: UniTuneError) -> None:
-        """End every edit that waits for its tuning or its turn, which may outlast any drain. Other edits go on."""
+        """End every edit that waits for its tuning or its turn, now or later: that may outlast any drain. Other edits
+        go on."""
+        self._end_reason = reason
         for opened in self._edits.values():
             if opened.waits and opened.relay is not None:
                 opened.relay.stop(reason)
@@ -235,11 +290,12 @@ class EditResults:
             del self._ended[name], self._edits[name]
             self.size_bytes -= oldest.size_bytes
             if oldest.pictures.size_bytes:
-                discard = asyncio.create_task(self._discard(name))
+                discard = asyncio.create_task(self.discard(name))
                 self._discards.add(discard)
                 discard.add_done_callback(self._discards.discard)
 
-    async def _discard(self, name: str) -> None:
+    async def discard(self, name: str) -> None:
+        """Delete the results of an edit, now or by the next sweep."""
         try:
             await self._stored.discard(name)
         except UniTuneError as error:  # the next sweep of the store finds it

@@ -40,6 +40,14 @@ class FairQueue:
         """How many wait for a place."""
         return sum(len(line) for line in self._waiting.values())
 
+    def num_waiting_of(self, tenant: str) -> int:
+        """How many of a tenant wait for a place."""
+        return len(self._waiting.get(tenant, ()))
+
+    def has_place(self, tenant: str) -> bool:
+        """Whether a tenant would have a place at once."""
+        return self._free > 0 and self._taken[tenant] < self._most_of_one and tenant not in self._waiting
+
     @property
     def num_taken(self) -> int:
         """How many have a place."""

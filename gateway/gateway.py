@@ -64,7 +64,7 @@ class Gateway:
     def __init__(self, config: GatewayConfig, state: State, store: ObjectStore, keys: ApiKeys) -> None:
         self._state, self._keys = state, keys
         is_named = exposure.NO_KEYS in exposure.allowed(config.insecure)
-        is_open = is_named or not (config.asks_for_credentials or keys.has_valid())
+        is_open = is_named or not (config.asks_for_credentials or keys.has_any)
         self._tokens = tokens_of(config)
         self.access = Access(keys, self._tokens, is_open=is_open)
         self._key_service = KeyService(keys)
@@ -113,10 +113,11 @@ class Gateway:
         # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
         self._samplers.on_count = lambda count: queue.resize(config.sample_streams * max(1, count))
+        self._joined = JoinedEdits(state, self._results, heartbeat_s=config.heartbeat_s)
         edits = Edits(
             *(planner, tunings, self._samplers, self._results, queue, self._usage),
             heartbeat_s=config.heartbeat_s,
-            joined=JoinedEdits(state, self._results, heartbeat_s=config.heartbeat_s),
+            joined=self._joined,
         )
         self._comparisons = Comparisons(
             planner, edits, tunings, images, self._samplers, self._results, heartbeat_s=config.heartbeat_s
@@ -207,6 +208,7 @@ class Gateway:
         self._tuning_service.end_watches(reason)
         self._comparisons.end(reason)  # first, so that no edit begins in place of one that is stopped next
         self._results.end_waiting(reason)
+        self._joined.end(reason)
 
     async def close(self) -> None:
         """Stop everything. Tuners go on with what they run, and report to the next process."""

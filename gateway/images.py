@@ -70,14 +70,14 @@ class Images:
         async with self._decoders.place(tenant):
             return await self._checks.picture(data)
 
-    async def check_mask(self, tenant: str, data: bytes, picture: Image | PictureInfo, *, keeps: bool) -> None:
+    async def check_mask(self, tenant: str, file: bytes | Name, picture: Image | PictureInfo, *, keeps: bool) -> None:
         """Raise InvalidArgument for `mask` as `PictureChecks.mask` does, for a mask of another size than the picture's,
-        and for a mask with which nothing would be edited.
+        and for a mask with which nothing would be edited. The name is that of an uploaded one, which raises as `read`.
 
         With `keeps` white is kept, not edited.
         """
         async with self._decoders.place(tenant):
-            mask = await self._checks.mask(data)
+            mask = await self._checks.mask(file if isinstance(file, bytes) else await self.read(file))
         images.check_mask_size(mask.width, mask.height, (picture.height, picture.width))
         if mask.darkest == 255 if keeps else mask.brightest == 0:
             edited, kept = ("black", "white") if keeps else ("white", "black")
@@ -101,13 +101,10 @@ class Images:
                 pass
             except DataLoss:
                 await self.discard(name)
-        refused = await self._storage.refusal(tenant, len(data))
-        if refused is not None:
-            raise refused
-        info = await self.check(tenant, data)
-        facts = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
-        await self._store.answer(self._write, name, data, json.dumps(facts).encode())
-        self._storage.add(tenant, len(data))
+        async with self._storage.storing(tenant, len(data)):
+            info = await self.check(tenant, data)
+            facts = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
+            await self._store.answer(self._write, name, data, json.dumps(facts).encode())
         self._usage.count(tenant, Used(images=1))
         return await self.find(name)
 

@@ -44,6 +44,12 @@ class JoinedEdits:
         self._state = state
         self._results = results
         self._heartbeat_s = heartbeat_s
+        self._end_reason: UniTuneError | None = None
+        self._looks: dict[str, asyncio.Future[Edit | None]] = {}  # of the last moment, by the edit's name
+
+    def end(self, reason: UniTuneError) -> None:
+        """End the streams that wait for an edit of another gateway, which may outlast any drain."""
+        self._end_reason = reason
 
     async def claim(self, tenant: str, request: CreateRequest, opened: OpenEdit) -> str:
         """The edit that this request has: an earlier one to be joined, or this new one.
@@ -77,7 +83,9 @@ class JoinedEdits:
         yield accepted
         told_s = time.monotonic()
         try:
-            while (edit := await self._results.look(name)) is not None and edit.state == Edit.STATE_RUNNING:
+            while (edit := await self._look(name)) is not None and edit.state == Edit.STATE_RUNNING:
+                if self._end_reason is not None and not self._results.is_known(name):
+                    raise self._end_reason
                 await asyncio.sleep(LOOKS_EVERY_S)
                 if time.monotonic() >= told_s + self._heartbeat_s:
                     told_s = time.monotonic()
@@ -92,6 +100,14 @@ class JoinedEdits:
                 yield EditEvent(done=EditEvent.Done(timings=edit.timings, tuning=edit.tuning))
         except UniTuneError as error:  # state or store do not answer
             yield EditEvent(failed=to_status(error))
+
+    async def _look(self, name: str) -> Edit | None:
+        """An edit as it was a moment ago: however many have joined it, the state is asked once."""
+        look = self._looks.get(name)
+        if look is None:
+            look = self._looks[name] = asyncio.ensure_future(self._results.look(name))
+            asyncio.get_running_loop().call_later(LOOKS_EVERY_S, self._looks.pop, name)
+        return await asyncio.shield(look)
 
 
 def _begins_again(edit: Edit | None) -> bool:

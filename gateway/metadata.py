@@ -4,7 +4,6 @@ The contract says the form (EditedImage.png in edit.proto). Nothing may differ b
 nothing may be secret: there is no path, no tenant, no tuning's name and no time.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +32,7 @@ class Metadata:
     """The metadata of one edit's pictures: a common part, and a part of each."""
 
     def __init__(self, plan: EditPlan, tuning: Tuning | None) -> None:
-        """`tuning` is the one whose weights are used. Computes the digest of the picture in some milliseconds."""
+        """`tuning` is the one whose weights are used. Computes the digest of a picture in some milliseconds."""
         self._seeds = plan.seeds
         self._record: dict[str, Any] = {
             "version": VERSION,
@@ -42,10 +41,10 @@ class Metadata:
             "method": Flat(plan.config).method,
             "sampling": to_words(plan.config),
             "base_model": {"name": plan.base_model.name, "digest": plan.base_model.digest},
-            "picture": {"sha256": hashlib.sha256(plan.image).hexdigest()},
+            "picture": {"sha256": plan.image_sha256},
         }
-        if plan.mask:
-            self._record["mask"] = {"sha256": hashlib.sha256(plan.mask).hexdigest()}
+        if mask := plan.mask_sha256:
+            self._record["mask"] = {"sha256": mask}
         if tuning is not None:
             self._record["tuning"] = {"key": tuning.key, "config": to_words(tuning.config)}
             if tuning.images:

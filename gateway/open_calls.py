@@ -3,8 +3,11 @@ one tenant, and all together, may have: each costs memory, however many connecti
 
 A call beyond the streams of a connection would wait in the client's transport without an answer. Long calls are refused
 before that. The other streams are left for calls that are answered at once, such as CancelEdit.
+
+A call whose reader does not read is cut, but is over only when its reader goes: its last message is kept until then.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +32,10 @@ class OpenCalls:
 
     @contextmanager
     def count(self, context: Any) -> Iterator[None]:
-        """Count a call for as long as the block lasts. Raises ResourceExhausted (TOO_MANY_CALLS)."""
+        """Count a call for as long as the block lasts; one that is cut in it until it is over.
+
+        Raises ResourceExhausted (TOO_MANY_CALLS).
+        """
         peer = context.peer()
         if self._open[peer] >= self._most:
             raise ResourceExhausted(
@@ -48,8 +54,16 @@ class OpenCalls:
         self._of_tenants[tenant] += 1
         try:
             yield
-        finally:
-            for counter, one in ((self._open, peer), (self._of_tenants, tenant)):
-                counter[one] -= 1
-                if not counter[one]:
-                    del counter[one]
+        except (GeneratorExit, asyncio.CancelledError):
+            context.add_done_callback(lambda _: self._over(peer, tenant))
+            raise
+        except BaseException:
+            self._over(peer, tenant)
+            raise
+        self._over(peer, tenant)
+
+    def _over(self, peer: str, tenant: str) -> None:
+        for counter, one in ((self._open, peer), (self._of_tenants, tenant)):
+            counter[one] -= 1
+            if not counter[one]:
+                del counter[one]

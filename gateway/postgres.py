@@ -7,11 +7,16 @@ waits for one looks for itself, too.
 import asyncio
 import errno
 import logging
+import os
 import secrets
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from typing import TypeVar
+from contextlib import closing, suppress
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -30,6 +35,8 @@ CONNECT_S = 3
 LOOK_S = 1.0  # between two looks of who waits for a notification
 GATHERS_S = 0.5  # of progress, from the first report to the commit
 RELISTEN_S = 0.2  # from the loss of the connection that listens to the next
+HUNG_S = 20.0  # of a transaction, whose statements have limits of their own: its server stands still
+HUNG_LOOK_S = 1.0
 PROOF_S = 2.0  # for a notification to come back at the start
 TRIES = 3  # of a transaction that the server ends because of another one
 CHANNEL = "unitune"
@@ -78,6 +85,9 @@ class PostgresServer(Database):
         self._listen_url = listen_url or url
         self._shown = shown(url)
         self._listening: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._connections = WeakSet[Any]()
+        self._running: dict[int, float] = {}  # transactions, by their threads: when they began
         # A pooler gives each transaction another connection, without what was prepared on the one before, and takes no
         # options.
         prepare_threshold = None if listen_url else 5
@@ -85,7 +95,9 @@ class PostgresServer(Database):
         target = make_conninfo(url, **{**options, **NETWORK, **conninfo_to_dict(url)})
 
         def connect() -> psycopg.Connection:
-            return psycopg.connect(target, prepare_threshold=prepare_threshold)
+            connection = psycopg.connect(target, prepare_threshold=prepare_threshold)
+            self._connections.add(connection)
+            return connection
 
         self._engine = create_engine(
             "postgresql+psycopg://",
@@ -138,13 +150,22 @@ class PostgresServer(Database):
 
     async def close(self) -> None:
         """Finish what was begun, then close all connections."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
+        for task in (self._listening, self._watching):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._engine.dispose)
 
     def _transaction(self, work: Callable[[Transaction], T]) -> tuple[T, Transaction]:
+        thread = threading.get_ident()
+        self._running[thread] = time.monotonic()
+        try:
+            return self._tried(work)
+        finally:
+            del self._running[thread]
+
+    def _tried(self, work: Callable[[Transaction], T]) -> tuple[T, Transaction]:
         for tries_left in reversed(range(TRIES)):
             try:
                 with closing(self._engine.raw_connection()) as connection:  # which undoes what is not committed
@@ -216,6 +237,20 @@ class PostgresServer(Database):
             await connection.close()
             raise
         self._listening = asyncio.create_task(self._listen(connection))
+        self._watching = asyncio.create_task(self._cut_hung())
+
+    async def _cut_hung(self) -> None:
+        """Cut all connections while the server stands still: its kernel goes on acknowledging what it is sent, so that
+        they would wait for it for ever, also after another server has taken its place."""
+        while True:
+            began_s = time.monotonic()
+            await asyncio.sleep(HUNG_LOOK_S)
+            now_s = time.monotonic()
+            is_hung = now_s - min(self._running.copy().values(), default=now_s) > HUNG_S
+            if is_hung and now_s - began_s < HUNG_LOOK_S + HUNG_S / 2:  # otherwise this process stood still itself
+                telemetry.event(logger, "state stands still", level=logging.WARNING, address=self._shown)
+                for connection in list(self._connections):
+                    _cut(connection)
 
     def _notify(self, payload: str) -> None:
         with self._engine.begin() as connection:
@@ -224,6 +259,7 @@ class PostgresServer(Database):
     async def _listener(self) -> psycopg.AsyncConnection:
         target = make_conninfo(self._listen_url, **{**NETWORK, **conninfo_to_dict(self._listen_url)})
         connection = await psycopg.AsyncConnection.connect(target, autocommit=True)
+        self._connections.add(connection)
         await connection.execute(f"LISTEN {CHANNEL}")
         return connection
 
@@ -246,6 +282,12 @@ class PostgresServer(Database):
         if sender != self._id:
             for topic in topics:
                 self.tell(topic)
+
+
+def _cut(connection: Any) -> None:
+    """End a connection's socket under whoever waits for it, in any thread."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.shutdown(socket.SHUT_RDWR)
 
 
 def payloads(sender: str, topics: Iterable[str]) -> Iterator[str]:

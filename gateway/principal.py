@@ -22,7 +22,7 @@ class Principal:
     def require(self, scopes: Iterable[int], what: str) -> None:
         """Raise PermissionDenied (SCOPE_MISSING) unless the credential has one of the scopes; `what` needs them."""
         if self.scopes.isdisjoint(scopes):
-            needed, has = in_words(scopes), in_words(self.scopes)
+            needed, has = in_words(scopes), in_words(self.scopes, ", ")
             raise PermissionDenied(
                 f"{what} needs a credential with the scope {needed or 'that none has'}, and this one has "
                 f"{has or 'none'}: use another, such as an API key made by `unitune keys create --scope`",
@@ -47,6 +47,6 @@ def begin(principal: Principal) -> None:
     _current.set(principal)
 
 
-def in_words(scopes: Iterable[int]) -> str:
+def in_words(scopes: Iterable[int], between: str = " or ") -> str:
     """Such as `edit or read`; empty for none."""
-    return " or ".join(sorted(WORDS[scope] for scope in scopes if scope in WORDS))
+    return between.join(sorted(WORDS[scope] for scope in scopes if scope in WORDS))

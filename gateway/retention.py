@@ -58,7 +58,8 @@ class Retention:
             try:
                 await self._images.find(image)
             except NotFound:
-                if not allow_missing:
+                # A deletion that was killed half-way leaves the file, and is sent again.
+                if not allow_missing and not await self._images.time_of(image):
                     raise
             except DataLoss:
                 pass  # what is damaged can be deleted
@@ -101,7 +102,8 @@ class Retention:
         self._owns = owner == identity
         if not self._owns:
             problem = "store is of another state; nothing is deleted from it unasked"
-            telemetry.event(logger, problem, level=logging.WARNING)
+            remedy = "set UNITUNE_STORE to an empty folder or prefix, or UNITUNE_STATE to the state that it belongs to"
+            telemetry.event(logger, problem, level=logging.WARNING, detail=remedy)
         return self._owns
 
     async def _knows_the_store(self) -> bool:

@@ -4,7 +4,7 @@ A filled config holds only options that will be read, so that a client can send 
 which options go together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 from unitune.choices import DEFAULT_RESAMPLES, GUIDANCE_INTERVAL, MASKS_OF_WORDS, PROMPT_TO_PROMPT, mask_source_of
 from unitune.diffusion.solvers import DEFAULT_TCD_GAMMA, OWN_TIMESTEPS
@@ -18,16 +18,17 @@ from unitune.v1.server_pb2 import BaseModel
 SWITCHES = tuple(field for field in SAMPLING.values() if field.is_switch)
 
 
-def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, prompt: str) -> None:
+def check_options(config: SamplingConfig, mask: Sized, field: str, method: str, prompt: str) -> None:
     """Refuse options that contradict each other or that nothing would read; each one's own range is checked elsewhere.
 
-    `mask` is the request's, `field` the config's own place in it, `method` the edit's, which the config may leave out.
+    `mask` is as long as the request's, `field` the config's own place in it, `method` the edit's, which the config may
+    leave out.
     """
     refuse_unread(config, method, f"{field}.")
     check_rules(Asked(config, mask, method, prompt, has_mask=bool(mask)), field)
 
 
-def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> None:
+def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: Sized) -> None:
     """Complete a filled config in place: the mask's source and what follows from it, and nothing that is not read."""
     filled, said = Flat(config), Flat(asked)
     for switch in SWITCHES:  # the defaults say what is in it when it is on
@@ -67,7 +68,7 @@ def check_clip_filter_prompt(config: SamplingConfig, prompt: str, words: str) ->
         raise InvalidField("prompt", length_of(prompt), remedy)
 
 
-def check_mask_words(config: SamplingConfig, mask: bytes, base_model: BaseModel, field: str) -> None:
+def check_mask_words(config: SamplingConfig, mask: Sized, base_model: BaseModel, field: str) -> None:
     """Refuse words that what finds them does not know: the base model, or with `word` a CLIPSeg, which knows all."""
     asked = Flat(config)
     source = mask_source_of(asked.mask_source, mask, asked.mask_text)

@@ -24,7 +24,7 @@ from gateway.signed_uploads import SignedUploads
 from gateway.tuners import Tuners
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
-from unitune import __version__
+from unitune import __version__, deadlines
 from unitune.errors import NotFound, UniTuneError
 from unitune.v1 import (
     edit_pb2,
@@ -51,6 +51,7 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
         self._admission = admission
         self._heartbeat_s = heartbeat_s
         self._watches: set[Relay[tuning_pb2.TuningEvent]] = set()
+        self._end_reason: UniTuneError | None = None
 
     async def CreateTuning(self, request: tuning_pb2.CreateTuningRequest, context: Any) -> tuning_pb2.Tuning:
         self._admission.request(tenant_of(request))
@@ -68,6 +69,8 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
         self, request: tuning_pb2.WatchTuningRequest, context: Any
     ) -> AsyncGenerator[tuning_pb2.TuningEvent, None]:
         self._admission.request(tenant_of(request))
+        if self._end_reason is not None:
+            raise self._end_reason
         with self._calls.count(context):
             watch = Relay(
                 self._tunings.watch(request.name, request.after_sequence),
@@ -94,15 +97,15 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
     async def DeleteTuning(self, request: tuning_pb2.DeleteTuningRequest, context: Any) -> Empty:
         self._admission.request(tenant_of(request))
         try:
-            await self._tunings.delete(request.name)
-            await self._results.forget(request.name)
+            await self._tunings.delete(request.name, self._results.forget)
         except NotFound:
             if not request.allow_missing:
                 raise
         return Empty()
 
     def end_watches(self, reason: UniTuneError) -> None:
-        """End every watch, so that its client resumes it elsewhere. A tuning may outlast any drain."""
+        """End every watch, now or later, so that its client resumes it elsewhere. A tuning may outlast any drain."""
+        self._end_reason = reason
         for watch in self._watches:
             watch.stop(reason)
 
@@ -130,8 +133,13 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self, request_iterator: AsyncIterator[image_pb2.UploadImageRequest], context: Any
     ) -> image_pb2.Image:
         with self._calls.count(context):
-            async with self._uploads.admit() as upload:
-                tenant, header = await receive(request_iterator, upload, self._admission.request)
+            async with self._uploads.admit(current().tenant) as upload:
+
+                def admit(tenant: str) -> None:
+                    self._admission.request(tenant)
+                    upload.count_for(tenant)
+
+                tenant, header = await receive(request_iterator, upload, admit)
                 if not header.upload:
                     return await self._images.keep(tenant, upload.take_bytes())
                 async with self._signed.claimed(header.upload, upload) as sha256:
@@ -169,7 +177,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
         self._calls = calls
 
     async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncGenerator[edit_pb2.EditEvent, None]:
-        with self._calls.count(context), self._admission.edit(tenant_of(request)):
+        with self._calls.count(context), self._admission.edit(tenant_of(request), request.ByteSize()):
             async with aclosing(self._edits.edit(request, context.time_remaining())) as events:
                 async for event in events:
                     yield event
@@ -177,14 +185,19 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
     async def Compare(
         self, request: edit_pb2.CompareRequest, context: Any
     ) -> AsyncGenerator[edit_pb2.CompareEvent, None]:
-        with self._calls.count(context), self._admission.edit(tenant_of(request)):
+        with self._calls.count(context), self._admission.edit(tenant_of(request), request.ByteSize()):
             async with aclosing(self._comparisons.compare(request, context.time_remaining())) as events:
                 async for event in events:
                     yield event
 
-    async def GetEdit(self, request: edit_pb2.GetEditRequest, context: Any) -> edit_pb2.Edit:
+    async def GetEdit(self, request: edit_pb2.GetEditRequest, context: Any) -> None:
         self._admission.request(tenant_of(request))
-        return await self._results.read(request.name, urls=request.image_urls)
+        async with self._results.reading(request.name, urls=request.image_urls) as edit:
+            try:
+                await deadlines.write(context, edit.SerializeToString())
+            except deadlines.ReaderTooSlow as error:
+                self._results.not_taken(request.name, error.writing)
+                raise
 
     async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
         self._admission.request(tenant_of(request))

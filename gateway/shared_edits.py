@@ -30,11 +30,14 @@ class SharedEdits:
         self._cancel: Callable[[str], object] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun: dict[str, asyncio.Future[Any]] = {}
+        self._ending = set[str]()  # names of edits whose end is being told
+        self._is_known: Callable[[str], bool] = lambda name: True
         state.database.listen(self._notified)
 
-    def cancel_by(self, cancel: Callable[[str], object]) -> None:
-        """Have this called for an edit that another gateway cancels; it knows which ones run here."""
-        self._cancel = cancel
+    def serve(self, cancel: Callable[[str], object], is_known: Callable[[str], bool]) -> None:
+        """Have `cancel` called for an edit that another gateway cancels; it knows which ones run here. `is_known` says
+        whether one runs here, or ended not long ago."""
+        self._cancel, self._is_known = cancel, is_known
 
     async def begin(self, edit: Edit) -> None:
         """An edit runs here from now on."""
@@ -54,13 +57,24 @@ class SharedEdits:
         """It has ended. The others hear of it in a moment."""
         ended = Edit()
         ended.CopyFrom(edit)
+        self._ending.add(edit.name)
         self._do(self._tell_end(ended))
 
     async def _tell_end(self, edit: Edit) -> None:
-        if (begun := self._begun.pop(edit.name, None)) is not None:
-            await asyncio.wait({begun})
-        # Else its row would be RUNNING for as long as this gateway lives.
-        await until_answered(lambda: self._state.end_edit(edit), ALIVE_S)
+        try:
+            if (begun := self._begun.pop(edit.name, None)) is not None:
+                await asyncio.wait({begun})
+            # Else its row would be RUNNING for as long as this gateway lives.
+            await until_answered(lambda: self._state.end_edit(edit), ALIVE_S)
+        finally:
+            self._ending.discard(edit.name)
+
+    async def _end_unknown(self) -> None:
+        """End what the state has as RUNNING here and is not: a commit whose answer was lost has entered it, and its
+        caller was told that the state is away."""
+        for name in await self._state.running_edits():
+            if name not in self._ending and not self._is_known(name):
+                self.end(Edit(name=name, state=Edit.STATE_CANCELLED))
 
     async def find(self, name: str) -> Edit | None:
         """An edit of any gateway, without its pictures."""
@@ -83,6 +97,7 @@ class SharedEdits:
             while True:
                 with suppress(UniTuneError):  # which is in the log
                     await self._state.sweep_edits()
+                    await self._end_unknown()
                 await asyncio.sleep(ALIVE_S)
         finally:
             if self._tasks:

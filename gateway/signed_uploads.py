@@ -42,6 +42,15 @@ class SignedUploads:
         tenant = parse_parent(request.parent) or DEFAULT_TENANT
         name = Name(tenant, store_paths.UPLOADS, new_id("u"))
         url = await self._store.answer(self._store.sign, "PUT", f"{_path(name)}/{FILE}", URL_S)
+        async with self._images.holding(Name(tenant, store_paths.UPLOADS, "")):  # one at a time, or all would fit
+            await self._admit(tenant)
+            await self._store.answer(self._store.put, f"{_path(name)}/{OPEN}", b"")
+        upload = image_pb2.Upload(name=str(name), url=url)
+        upload.expire_time.FromMicroseconds(round((time.time() + URL_S) * 1e6))
+        return upload
+
+    async def _admit(self, tenant: str) -> None:
+        """Raise ResourceExhausted unless a tenant may have a further upload."""
         # What lies in uploads of this tenant may still become pictures.
         prefix = f"{store_paths.UPLOADS}/{tenant}"
         waiting = await self._store.answer(self._store.list, prefix)
@@ -51,10 +60,6 @@ class SignedUploads:
         refused = await self._storage.refusal(tenant, await self._store.answer(self._store.size_bytes, prefix))
         if refused is not None:
             raise refused
-        await self._store.answer(self._store.put, f"{_path(name)}/{OPEN}", b"")
-        upload = image_pb2.Upload(name=str(name), url=url)
-        upload.expire_time.FromMicroseconds(round((time.time() + URL_S) * 1e6))
-        return upload
 
     @asynccontextmanager
     async def claimed(self, upload: str, into: Upload) -> AsyncIterator[str]:

@@ -12,7 +12,7 @@ that the sampler must still forget. Each operation is one transaction, so that:
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from sqlalchemy import Select, Update
 from gateway import admission, read_only_state, usage_records
 from gateway import state_statements as statements
 from gateway.database import EVERY_TOPIC, SERVER_SCHEMES, Database, Transaction, deletion, operation
+from gateway.event_looks import EventLooks
 from gateway.names import parse
 from gateway.report_batch import ReportBatch
 from gateway.sqlite_file import SqliteFile
@@ -84,6 +85,8 @@ class State(StateOfEdits, StateOfServices):
         super().__init__(database)
         self._waiters: set[tuple[str, asyncio.Event]] = set()  # with the tuning that each waits for; "" means any
         self._reports = ReportBatch(self._keep_reports, database.gathers_s)
+        look_s = database.look_s
+        self._looks = EventLooks(self._last_events, look_s) if look_s is not None else None
         database.listen(self._wake)
 
     @classmethod
@@ -105,6 +108,8 @@ class State(StateOfEdits, StateOfServices):
 
     async def close(self) -> None:
         """Finish what was begun, then close the database."""
+        if self._looks is not None:
+            await self._looks.close()
         await self._reports.close()
         await self.database.close()
 
@@ -174,8 +179,9 @@ class State(StateOfEdits, StateOfServices):
         """Tunings of one tenant; state 0 means any, `after` 0 means from the newest."""
         statement, of_state = (statements.PAGE_OF_STATE, {"the_state": state}) if state else (statements.PAGE, {})
         rows = tx.rows(statement, the_tenant=tenant, before=after or MAX_NUMBER, most=size + 1, **of_state)
-        queue = self._queue(tx)
-        tunings = [self._placed(tx, number, Tuning.FromString(blob), queue) for number, blob in rows[:size]]
+        queue, queued = self._queue(tx), tx.values(statements.QUEUED_NUMBERS, the_tenant=tenant)
+        ranks = {number: rank for rank, number in enumerate(queued, 1)}
+        tunings = [self._ranked(Tuning.FromString(blob), queue, ranks.get(number, 1)) for number, blob in rows[:size]]
         return Page(tunings, after=rows[size - 1][0] if len(rows) > size else 0)
 
     @operation
@@ -211,10 +217,11 @@ class State(StateOfEdits, StateOfServices):
         return tx.values(statements.EXPIRED, at_s=now_s)
 
     @operation
-    def uses_image(self, tx: Transaction, image: str) -> bool:
-        """Whether any tuning was made from this image."""
-        tenant = parse(image, "images").tenant
-        found = tx.row(statements.USES_IMAGE, the_tenant=tenant, the_image=image, the_image_bytes=image.encode())
+    def uses_image(self, tx: Transaction, image: str, but: str = "") -> bool:
+        """Whether any tuning, but this one, was made from this image."""
+        tenant, image_bytes = parse(image, "images").tenant, image.encode()
+        asked = {"the_tenant": tenant, "the_image": image, "the_image_bytes": image_bytes, "the_name": but}
+        found = tx.row(statements.USES_IMAGE, **asked)
         return found is not None
 
     @operation
@@ -360,8 +367,13 @@ class State(StateOfEdits, StateOfServices):
                 await self._notified(event)
 
     @operation
-    def sweep(self, tx: Transaction) -> list[str]:
-        """Give back, as lost, every RUNNING tuning whose lease has run out; their names."""
+    def sweep(self, tx: Transaction, longest_s: float | None = None) -> list[str]:
+        """Give back, as lost, every RUNNING tuning whose lease has run out; their names.
+
+        No lease of this gateway is longer than `longest_s`: one that seems to be is of a clock that was set back since.
+        """
+        if longest_s is not None and not self.is_shared:
+            tx.run(statements.SHORTEN_LEASES, lasts_s=longest_s)
         lost = [(tuner, _found(row)) for tuner, *row in tx.rows(statements.LOST)]
         for tuner, found in lost:
             self._give_back(tx, found, tuner)
@@ -412,7 +424,12 @@ class State(StateOfEdits, StateOfServices):
         """Return once the tuning may have an event above `after`, or is gone. Call it after `read`, in a loop."""
         with self._waiter(name) as event:  # before the query, so that no event is missed between the two
             if await self._waits_for_events(name, after):
-                await self._notified(event)
+                with self._looks.waiting(event, name, after) if self._looks is not None else nullcontext():
+                    await event.wait()
+
+    @operation
+    def _last_events(self, tx: Transaction, names: Sequence[str]) -> dict[str, int]:
+        return dict(tx.rows_of(statements.LAST_EVENTS, names=names)) if names else {}
 
     @operation
     def _waits_for_events(self, tx: Transaction, name: str, after: int) -> bool:
@@ -692,12 +709,18 @@ class State(StateOfEdits, StateOfServices):
         """The tenants whose tunings are QUEUED, in order of their turns."""
         return [WaitingTenant(*row) for row in tx.rows(statements.QUEUE)]
 
-    def _placed(self, tx: Transaction, number: int, tuning: Tuning, queue: list[WaitingTenant] | None = None) -> Tuning:
+    def _placed(self, tx: Transaction, number: int, tuning: Tuning) -> Tuning:
         """The tuning with its place in the queue, while it has one."""
         if tuning.state == Tuning.STATE_QUEUED:
             tenant = parse(tuning.name, "tunings").tenant
             rank = tx.value(statements.RANK, the_tenant=tenant, the_number=number)
-            tuning.queue_position = position(self._queue(tx) if queue is None else queue, tenant, rank)
+            self._ranked(tuning, self._queue(tx), rank)
+        return tuning
+
+    def _ranked(self, tuning: Tuning, queue: Sequence[WaitingTenant], rank: int) -> Tuning:
+        """The same of a tuning whose place among those of its tenant is known."""
+        if tuning.state == Tuning.STATE_QUEUED:
+            tuning.queue_position = position(queue, parse(tuning.name, "tunings").tenant, rank)
         return tuning
 
     def _append(self, tx: Transaction, *events: tuple[_Found, TuningEvent]) -> None:

@@ -69,6 +69,11 @@ class StateOfEdits(StatePart):
         return tx.values(statements.CANCELLED_EDITS, the_holder=self._id)
 
     @operation
+    def running_edits(self, tx: Transaction) -> list[str]:
+        """The names of this gateway's edits that are RUNNING, as the state has it."""
+        return tx.values(statements.RUNNING_EDITS, the_holder=self._id)
+
+    @operation
     def edit_names(self, tx: Transaction) -> list[str]:
         """The names of all edits that run, or ended not long ago."""
         return tx.values(statements.EDIT_NAMES)

@@ -74,8 +74,8 @@ EXPIRED = select(tunings.c.name).where(is_ready, tunings.c.expire_s <= bindparam
 _has_image = has_bytes(tunings.c.blob, the_image_bytes)
 USES_IMAGE = (
     select(literal(1))
-    .where(tunings.c.image == bindparam("the_image"))
-    .union_all(select(literal(1)).where(tunings.c.tenant == the_tenant, _has_image))
+    .where(tunings.c.image == bindparam("the_image"), tunings.c.name != the_name)
+    .union_all(select(literal(1)).where(tunings.c.tenant == the_tenant, _has_image, tunings.c.name != the_name))
     .limit(1)
 )
 LIVE_USER_OF = select(tunings.c.name).where(tunings.c.tenant == the_tenant, IS_LIVE, _has_image).limit(1)
@@ -133,6 +133,7 @@ QUEUE = (
     .order_by(turns.c.last_turn, func.min(tunings.c.number))
 )
 RANK = select(func.count()).where(is_queued, tunings.c.tenant == the_tenant, tunings.c.number <= the_number)
+QUEUED_NUMBERS = select(tunings.c.number).where(is_queued, tunings.c.tenant == the_tenant).order_by(tunings.c.number)
 IS_ANY_QUEUED = select(literal(1)).where(is_queued).limit(1)
 IS_ANY_OF_MODEL_QUEUED = IS_ANY_QUEUED.where(tunings.c.base_model == the_model)
 TENANTS_QUEUED = select(tunings.c.tenant).where(is_queued).distinct()
@@ -184,6 +185,7 @@ RUNNING_AT = (
     .order_by(tunings.c.number)
     .with_for_update(skip_locked=True)
 )
+SHORTEN_LEASES = update(tunings).where(is_running, tunings.c.lease_s > lease_end_s).values(lease_s=lease_end_s)
 LOST = (
     select(tunings.c.tuner, *_stored)
     .where(is_running, func.coalesce(tunings.c.lease_s, 0) < now_s())
@@ -229,6 +231,7 @@ TO_TRIM = (
 TRIMMED = update(tunings).where(tunings.c.number == the_number).values(trim_s=None)
 FORGET_EVENTS = delete(events).where(events.c.tuning == the_number, events.c.sequence <= bindparam("up_to"))
 DELETE_EVENTS = delete(events).where(events.c.tuning == the_number)
+LAST_EVENTS = select(tunings.c.name, tunings.c.last_event).where(tunings.c.name.in_(bindparam("names", expanding=True)))
 HAS_NO_EVENT_AFTER = select(literal(1)).where(tunings.c.name == the_name, tunings.c.last_event <= bindparam("after"))
 
 # What services said, and what the sampler must forget.
@@ -311,6 +314,7 @@ EDIT_NAMES = select(edits.c.name)
 CANCELLED_EDITS = select(edits.c.name).where(
     edits.c.gateway == the_holder, edits.c.state == literal_column(f"{Edit.STATE_CANCELLED}")
 )
+RUNNING_EDITS = select(edits.c.name).where(edits.c.gateway == the_holder, edit_runs)
 FORGET_EDITS = delete(edits).where(edits.c.end_s < now_s() - bindparam("kept_s", type_=Double))
 _living = select(gateways.c.id)
 FORGET_LOST_EDITS = delete(edits).where(edit_runs, edits.c.gateway.not_in(_living))

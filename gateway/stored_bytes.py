@@ -5,6 +5,9 @@ counts again at the next look, which comes sooner for a tenant that is over its 
 """
 
 import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from gateway.admission import of_tenant
 from unitune import store_paths
@@ -26,6 +29,7 @@ class StoredBytes:
         self._store = store
         self._most = most
         self._counted: dict[str, tuple[dict[str, int], float]] = {}  # bytes, and when they were counted
+        self._coming: Counter[str] = Counter()  # bytes that are being stored
 
     async def refusal(self, tenant: str, further: int = 0) -> ResourceExhausted | None:
         """The error (TENANT_STORAGE_LIMIT) with which so many further bytes are refused, None if there is room."""
@@ -42,10 +46,22 @@ class StoredBytes:
         )
         return of_tenant(tenant, self._most, message, TENANT_STORAGE_LIMIT, RETRY_S)
 
-    def add(self, tenant: str, size_bytes: int) -> None:
-        """Count a picture that was kept since the last look."""
-        if tenant in self._counted:
-            self._counted[tenant][0][store_paths.IMAGES] += size_bytes
+    @asynccontextmanager
+    async def storing(self, tenant: str, size_bytes: int) -> AsyncIterator[None]:
+        """Store a picture of so many bytes in the block. They count from its begin, so that several at once do not pass
+        the limit together. Raises ResourceExhausted (TENANT_STORAGE_LIMIT)."""
+        refused = await self.refusal(tenant, size_bytes)
+        if refused is not None:
+            raise refused
+        self._coming[tenant] += size_bytes
+        try:
+            yield
+            if tenant in self._counted:
+                self._counted[tenant][0][store_paths.IMAGES] += size_bytes
+        finally:
+            self._coming[tenant] -= size_bytes
+            if not self._coming[tenant]:
+                del self._coming[tenant]
 
     async def of(self, tenant: str) -> dict[str, int]:
         """The bytes of a tenant's pictures, tunings and results, by their collection in the store."""
@@ -53,7 +69,7 @@ class StoredBytes:
 
     async def _held(self, tenant: str, age_s: float) -> int:
         counted = await self._count(tenant, age_s)
-        return counted[store_paths.IMAGES] + counted[store_paths.TUNINGS]
+        return counted[store_paths.IMAGES] + counted[store_paths.TUNINGS] + self._coming[tenant]
 
     async def _count(self, tenant: str, age_s: float) -> dict[str, int]:
         now_s = time.monotonic()

@@ -244,19 +244,25 @@ class TunerPool(TunerPoolServiceServicer):
 
     async def run(self) -> None:
         """Sweep until cancelled. Tuners go on with what they have."""
-        if not self._state.is_shared:
-            await self._state.blame_nobody()
+        is_anybody_blamed = not self._state.is_shared
         every_s = self._lease_s / SWEEPS_IN_A_LEASE
         try:
             while True:
-                slept_s = -time.monotonic()
-                await asyncio.sleep(every_s)
-                slept_s += time.monotonic()
-                if slept_s > 2 * every_s:  # this process stood still: tuners could not report
-                    self._no_sweep_until_s = time.monotonic() + self._lease_s
                 try:
+                    if is_anybody_blamed:
+                        await self._state.blame_nobody()
+                        is_anybody_blamed = False
                     await self._sweep()
                 except UniTuneError:  # such as a disk that is full, which is in the log: tuners could not report either
+                    self._no_sweep_until_s = time.monotonic() + self._lease_s
+                except Exception:  # a fault of ours, which must not end the sweeps
+                    telemetry.failure(logger, "leases not swept")
+                began_s, clock_s = time.monotonic(), time.time()
+                await asyncio.sleep(every_s)
+                slept_s = time.monotonic() - began_s
+                set_s = time.time() - clock_s - slept_s  # the clock of the machine, by which leases end
+                # This process stood still, and tuners could not report; or the machine was asleep.
+                if slept_s > 2 * every_s or abs(set_s) > every_s:
                     self._no_sweep_until_s = time.monotonic() + self._lease_s
         finally:
             for load in self._loads:
@@ -265,7 +271,7 @@ class TunerPool(TunerPoolServiceServicer):
     async def _sweep(self) -> None:
         now_s = time.monotonic()
         if now_s >= self._no_sweep_until_s:
-            for name in await self._state.sweep():
+            for name in await self._state.sweep(self._lease_s):
                 telemetry.event(logger, "tuning lost", level=logging.WARNING, tuning=name, reason="LEASE_EXPIRED")
         for digest in await self._state.queued_base_models():
             newest = self._tuners.known

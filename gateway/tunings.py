@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
 from gateway import validation
 from gateway.evictions import Evictions
@@ -23,7 +23,7 @@ from gateway.upstreams import refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, tracing, weights
 from unitune.choices import TUNING_METHODS
-from unitune.errors import STORE_DOWN, Aborted, InvalidArgument, InvalidField, NotFound, Unavailable
+from unitune.errors import STORE_DOWN, Aborted, InvalidArgument, InvalidField, NotFound, Unavailable, UniTuneError
 from unitune.options import Flat, check_base_model, to_words
 from unitune.picture_file import PictureInfo
 from unitune.system_errors import RETRY_DOWN_S
@@ -200,7 +200,6 @@ class Tunings:
             validation.check_size_for_super_resolution(picture, info.base_model)
         if self._samplers.known is not None:
             refuse_mismatch(info.base_model.digest, self._samplers.known.base_model.digest)
-        await self.expire()
         tuning = Tuning(
             name=str(Name(tenant, "tunings", new_id("t"))),
             image=str(image),
@@ -212,6 +211,9 @@ class Tunings:
         further_ids = [name.id for name in further]
         size = validation.working_size_of(picture, info.base_model)
         tuning.key = tuning_key(image.id, tuning.base_model, tuning.config, further_ids, size)
+        # The sweep may not have come to it yet. Others are not this caller's to wait for.
+        if (found := await self._state.live(tenant, tuning.key)) is not None:
+            await self._expire(found)
         tuning.create_time.GetCurrentTime()
         return tuning
 
@@ -228,6 +230,13 @@ class Tunings:
         """A tuning as it is now. Raises NotFound (TUNING_NOT_FOUND)."""
         parse(name, "tunings")
         return _required(await self._state.get(name), name)
+
+    async def is_gone(self, name: str) -> bool:
+        """Whether a tuning was deleted; False while the state cannot say."""
+        try:
+            return await self._state.get(name) is None
+        except UniTuneError:
+            return False
 
     async def with_weights(self, name: str) -> Tuning:
         """A tuning whose weights may be used. Raises NotFound (TUNING_NOT_FOUND, TUNING_EXPIRED)."""
@@ -315,10 +324,12 @@ class Tunings:
 
         return _required(await self._state.change(wanted.name, mutate), wanted.name)
 
-    async def delete(self, name: str) -> None:
-        """Cancel a tuning, discard its weights, forget it, and delete its images unless other tunings use them.
+    async def delete(self, name: str, discard_results: Callable[[str], Awaitable[None]]) -> None:
+        """Cancel a tuning, discard its weights, delete its images unless other tunings use them, and forget it.
+        `discard_results` deletes the results of its edits.
 
-        Raises NotFound (TUNING_NOT_FOUND). If the store fails half-way, the tuning can be deleted again.
+        Raises NotFound (TUNING_NOT_FOUND). If the store fails half-way, the tuning can be deleted again: its row goes
+        last.
         """
         parse(name, "tunings")
         cancelled = await self._state.change_to_delete(name, _cancel, lambda now: TuningEvent(cancelled=now))
@@ -326,33 +337,42 @@ class Tunings:
         digest = tuning.weights.digest
         if digest:
             await self._evictions.note(digest)
-        await self._state.change_to_delete(name, _expire)
-        await self._files.discard(name)
-        await self._state.remove(name)
-        for image in (tuning.image, *tuning.images):
-            async with self._images.holding(parse(image, "images")):
-                if not await self._state.uses_image(image):
-                    await self._images.discard(parse(image, "images"))
+        await self._state.change_to_delete(name, _lose_weights)
+        try:
+            await self._files.discard(name)
+            await discard_results(name)
+            images = [parse(image, "images") for image in (tuning.image, *tuning.images)]
+            async with self._images.holding(*images):  # of two tunings that go at once the second finds itself alone
+                for image in images:
+                    if not await self._state.uses_image(str(image), but=name):
+                        await self._images.discard(image)
+                await self._state.remove(name)
+        finally:
+            self._evictions.start()
         if digest:
             await self._evictions.start_and_wait(digest)
         telemetry.event(logger, "tuning deleted", tuning=name)
 
     async def expire(self) -> None:
         """Discard the weights of every tuning whose expire_time has come."""
-        if self._state.is_read_only:
-            return
         for name in await self._state.expired(time.time()):
             tuning = await self._state.get(name)
-            if tuning is not None and tuning.state == Tuning.STATE_READY:  # another call may have been faster
-                await self._evictions.note(tuning.weights.digest)
-                try:
-                    await self._files.discard(name)  # first: if the store fails, the next sweep finds the tuning again
-                except Exception:  # other tunings, and callers who make a new one, must not wait for it
-                    telemetry.failure(logger, "weights not discarded", tuning=name)
-                    continue
-                await self._state.change_to_delete(name, _expire)
-                self._evictions.start()  # without waiting for the sampler
-                telemetry.event(logger, "tuning expired", tuning=name)
+            if tuning is not None:
+                await self._expire(tuning)
+
+    async def _expire(self, tuning: Tuning) -> None:
+        """Discard the weights of a tuning if its expire_time has come, unless another call was faster."""
+        if tuning.state != Tuning.STATE_READY or not _is_past(tuning) or self._state.is_read_only:
+            return
+        await self._evictions.note(tuning.weights.digest)
+        try:
+            await self._files.discard(tuning.name)  # first: if the store fails, the next sweep finds the tuning again
+        except Exception:  # other tunings, and callers who make a new one, must not wait for it
+            telemetry.failure(logger, "weights not discarded", tuning=tuning.name)
+            return
+        await self._state.change_to_delete(tuning.name, _lose_weights)
+        self._evictions.start()  # without waiting for the sampler
+        telemetry.event(logger, "tuning expired", tuning=tuning.name)
 
     async def sweep(self, every_s: float) -> None:
         """Expire tunings, and forget events of those that ended long ago, at intervals."""
@@ -413,7 +433,7 @@ def _cancel(tuning: Tuning) -> None:
         tuning.end_time.GetCurrentTime()
 
 
-def _expire(tuning: Tuning) -> None:
+def _lose_weights(tuning: Tuning) -> None:
     if tuning.state == Tuning.STATE_READY:
         tuning.state = Tuning.STATE_EXPIRED
         tuning.ClearField("weights")

@@ -5,7 +5,7 @@ A prompt is never repeated in an error: a refused one appears by its length.
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -171,8 +171,8 @@ def _refuse_unknown(config: SamplingConfig, field: str) -> None:
             raise InvalidField(place, f"field number {unknown_fields[index].field_number}", remedy)
 
 
-def fill_sampling_config(config: SamplingConfig, mask: bytes, defaults: SamplingConfig, method: str) -> SamplingConfig:
-    """A checked config with every field set that the method reads. `mask` is the one of the request."""
+def fill_sampling_config(config: SamplingConfig, mask: Sized, defaults: SamplingConfig, method: str) -> SamplingConfig:
+    """A checked config with every field set that the method reads. `mask` is as long as the one of the request."""
     filled = SamplingConfig()
     filled.CopyFrom(defaults)
     filled.MergeFrom(config)

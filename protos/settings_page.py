@@ -29,7 +29,8 @@ names. The variable comes before the file. This page is made by `make protos` of
 `unitune/service_settings.py`; change it there.
 
     [gateway]
-    address = "0.0.0.0:50051"
+    store = "/var/lib/unitune/store"
+    state = "/var/lib/unitune/gateway.sqlite"
     tenant_tunings = 20
 
     [tuner]
@@ -40,8 +41,19 @@ table or a key that is not known (the nearest known one is told), and for a valu
 own table alone. `unitune up` gives its services addresses, store and state itself; everything else they take from the
 environment and the file.
 
-The command line reads three more variables: `UNITUNE_HOME`, `UNITUNE_ADDRESS` and `UNITUNE_BASE_MODEL`, which
-`unitune --help` tells.
+`python -m gateway --help` lists a service's settings, too, and so do `tuner_svc` and `sampler_svc`; they take no
+other arguments.
+
+The command line `unitune` reads other variables:
+
+| variable | option | what it is |
+|---|---|---|
+| `UNITUNE_ADDRESS` | `--address` | the server to call |
+| `UNITUNE_KEY_FILE`, or `UNITUNE_KEY` | `--key-file` | the file with an API key or token, or the key itself |
+| `UNITUNE_CA` | `--ca` | the authority by whose certificate the server is known |
+| `UNITUNE_INSECURE` | | `no-tls` sends a key without TLS, where something else encrypts |
+| `UNITUNE_BASE_MODEL` | `--base-model` | the base model of services that are started here |
+| `UNITUNE_HOME` | | the folder of services that are started here, `~/.cache/unitune` by default |
 """
 
 

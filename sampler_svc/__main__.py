@@ -23,7 +23,7 @@ from unitune.system_errors import sentence
 def main() -> int:
     """The program; its exit code."""
     map_large_blocks()
-    config = load(SamplerConfig, os.environ)
+    config = load(SamplerConfig, os.environ, sys.argv[1:])
     telemetry.configure("sampler")
     try:
         certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -78,6 +79,24 @@ class PostgresServer:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All its processes stand still in the block; its machine goes on."""
+        assert self._process is not None
+        stopped = [self._process.pid]
+        try:
+            os.kill(self._process.pid, signal.SIGSTOP)  # first, so that it makes no more
+            for status in Path("/proc").glob("[0-9]*/stat"):
+                with contextlib.suppress(OSError):
+                    if int(status.read_text().rpartition(")")[2].split()[1]) == self._process.pid:
+                        stopped.append(int(status.parent.name))
+                        os.kill(stopped[-1], signal.SIGSTOP)
+            yield
+        finally:
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def stop(self) -> None:
         """End it, and delete what it has stored."""

@@ -15,7 +15,7 @@ from unitune.system_errors import sentence
 
 def main() -> int:
     """Serve until a signal comes; the exit code."""
-    config = settings.load(TunerConfig, os.environ)
+    config = settings.load(TunerConfig, os.environ, sys.argv[1:])
     telemetry.configure("tuner")
     try:
         certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None

@@ -403,7 +403,8 @@ class TunerService:
             data = self._store.get(image.path)
         except FileNotFoundError:
             raise NotFound(
-                f"there is no image {image.name}; upload it first",
+                f"the tuner's store has no image {image.name}; upload it again, and if that changes nothing, the "
+                "operator has to give gateway and tuner the same UNITUNE_STORE",
                 reason="IMAGE_NOT_FOUND",
                 metadata={"name": image.name},
             ) from None

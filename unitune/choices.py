@@ -1,5 +1,7 @@
 """What a caller may choose, by the names of the contract's options, and what follows from a choice."""
 
+from collections.abc import Sized
+
 from unitune.base_model import Preset
 from unitune.options import EDIT, SAMPLING, TUNING, options_of
 from unitune.v1.tuning_pb2 import CreateTuningRequest
@@ -45,6 +47,6 @@ def tuned_by(method: str, inversion: str = "") -> str:
     return method if method in TUNED_EDITS else ""
 
 
-def mask_source_of(chosen: str, mask: bytes, mask_text: str) -> str:
+def mask_source_of(chosen: str, mask: Sized, mask_text: str) -> str:
     """The mask source in force: a mask that is sent is given, and a text finds words, unless one is chosen."""
     return chosen or ("given" if mask else "word" if mask_text else "difference")

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 import grpc
@@ -25,6 +25,11 @@ _ROUTINE = (
     *(f"/unitune.v1.TunerPoolService/{method}" for method in ("Announce", "TakeTuning", "ReportTuning")),
     "/unitune.v1.SamplerService/GetSamplerInfo",
 )
+
+# They need no credential, and last for as long as their callers want.
+HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
+HEALTH_WATCHES = 2000  # of one server
+RETRY_WATCH_S = 5.0
 
 # Stands for a request that its deserializer refused. If the exception left the deserializer, grpc itself would answer:
 # with UNKNOWN, without details, and with a traceback in the log.
@@ -52,6 +57,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, door: Door | None = None) -> None:
         self._door = door
+        self._health_watches = 0
 
     async def intercept_service(
         self,
@@ -67,7 +73,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         # would wait for ever for a request that does not come, and for a reader that does not read.
         receive = _request_stream if handler.request_streaming else _single_request
         return grpc.stream_stream_rpc_method_handler(
-            _answer(handler_call_details.method, inner, receive, handler.response_serializer, self._door),
+            self._answer(handler_call_details.method, inner, receive, handler.response_serializer),
             request_deserializer=_lenient(handler.request_deserializer),
             # `deadlines.write` sends encoded messages. A handler that calls context.write itself, as health does, sends
             # messages that are not encoded.
@@ -75,6 +81,43 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 answer if isinstance(answer, bytes) else handler.response_serializer(answer)
             ),
         )
+
+    def _answer(self, method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes]) -> Any:
+        """A handler that writes the events itself and does not yield them. A write that fails then closes the generator
+        at once: the clean-up in its `finally` runs when the client goes, not when memory is next collected."""
+        door = self._door
+
+        async def call(_: Any, context: Any) -> None:
+            with _span(method, context) as span:
+                messages = Messages(context)
+                async with _recorded(method, context, messages, span):
+                    if door is not None:
+                        await door.admit(method, context)
+                    holding = door.holding(method) if door is not None else contextlib.nullcontext()
+                    with self._watching(method):
+                        async with holding, receive(messages, door) as request:
+                            await _deliver(inner(request, context), context, encode)
+
+        return call
+
+    @contextlib.contextmanager
+    def _watching(self, method: str) -> Iterator[None]:
+        """Count a watch of health for the block. Raises ResourceExhausted (TOO_MANY_CALLS)."""
+        if method != HEALTH_WATCH:
+            yield
+            return
+        if self._health_watches >= HEALTH_WATCHES:
+            raise ResourceExhausted(
+                f"the health of this server is watched {HEALTH_WATCHES} times, as often as may be: ask for it by Check",
+                reason="TOO_MANY_CALLS",
+                metadata={"limit": str(HEALTH_WATCHES)},
+                retry_after_s=RETRY_WATCH_S,
+            )
+        self._health_watches += 1
+        try:
+            yield
+        finally:
+            self._health_watches -= 1
 
 
 def _lenient(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -115,23 +158,6 @@ def _readable(request: Any, door: Door | None) -> Any:
     if door is not None:
         door.check(request)
     return request
-
-
-def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes], door: Door | None) -> Any:
-    """A handler that writes the events itself and does not yield them. A write that fails then closes the generator at
-    once: the clean-up in its `finally` runs when the client goes, not when memory is next collected."""
-
-    async def call(_: Any, context: Any) -> None:
-        with _span(method, context) as span:
-            messages = Messages(context)
-            async with _recorded(method, context, messages, span):
-                if door is not None:
-                    await door.admit(method, context)
-                holding = door.holding(method) if door is not None else contextlib.nullcontext()
-                async with holding, receive(messages, door) as request:
-                    await _deliver(inner(request, context), context, encode)
-
-    return call
 
 
 async def _deliver(answers: Any, context: Any, encode: Callable[[Any], bytes]) -> None:

@@ -3,7 +3,7 @@
 What one option alone may be, and which methods and options it needs, says the contract: unitune.options.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,7 +32,7 @@ class Asked:
     """What the rules look at. `method` is the edit's, which the config may leave out."""
 
     config: SamplingConfig
-    mask: bytes
+    mask: Sized
     method: str
     prompt: str
     has_mask: bool  # the request has one, or will have

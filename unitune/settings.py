@@ -23,6 +23,7 @@ import difflib
 import math
 import os
 import re
+import textwrap
 import tomllib
 import types
 import typing
@@ -32,6 +33,7 @@ from typing import Any, TypeVar
 
 PREFIX = "UNITUNE_"
 CONFIG = "UNITUNE_CONFIG"  # a TOML file with settings
+HELP = frozenset({"-h", "--help"})
 TABLES = ("gateway", "tuner", "sampler")  # of that file; a program reads its own
 
 # Every variable that a program of this distribution reads. All may run in one environment, so a program ignores the
@@ -116,11 +118,21 @@ def setting(default: T, env: str, help_text: str) -> T:
     return dataclasses.field(default=default, metadata={"env": env, "help": help_text})
 
 
-def load(cls: type[T], environ: Mapping[str, str]) -> T:
+def load(cls: type[T], environ: Mapping[str, str], arguments: Sequence[str] = ()) -> T:
     """Fill a dataclass from the environment and from the file that it names; what neither sets has the field's default.
+
+    `arguments` are those of the program, which has none but --help: that prints all settings and ends it.
 
     Raises BadSetting naming the variable or the place in the file, its value and what would be right.
     """
+    if HELP.intersection(arguments):
+        print(listed(cls))
+        raise SystemExit(0)
+    if arguments:
+        raise BadSetting(
+            f"{arguments[0]!r} is an argument, and this program takes none: set a variable, or a key in the file that "
+            f"{CONFIG} names; --help lists them"
+        )
     hints = typing.get_type_hints(cls)
     fields = {field.metadata["env"]: field for field in dataclasses.fields(cls) if "env" in field.metadata}  # type: ignore[arg-type]
     _refuse_unknown(environ, NAMES | fields.keys())
@@ -144,6 +156,23 @@ def load(cls: type[T], environ: Mapping[str, str]) -> T:
         for variable, place in places.items():
             message = re.sub(rf"\b{variable}\b", lambda _, place=place: place, message)  # type: ignore[misc]
         raise BadSetting(message) from error
+
+
+def listed(cls: type[Any]) -> str:
+    """All settings of a dataclass for people: variable, key, default, and what it is."""
+    lines = [
+        f"Settings are variables of the environment, or keys of [{cls.TABLE}] in the TOML file that {CONFIG} names."
+    ]
+    for field in dataclasses.fields(cls):
+        if "env" not in field.metadata:
+            continue
+        if field.default is dataclasses.MISSING:
+            default = "must be set"
+        else:
+            default = f"default: {'empty' if field.default is None or field.default == '' else field.default}"
+        told = textwrap.wrap(f"{field.metadata['help']}  [{default}]", 100)
+        lines += ["", f"{field.metadata['env']}, {field.name}", *(f"    {line}" for line in told)]
+    return "\n".join(lines)
 
 
 def num_cores() -> int:

@@ -346,6 +346,18 @@ class AsyncClient:
         request = tuning_pb2.CancelTuningRequest(name=name)
         return messages.tuning(await self._answer(lambda: self._tunings().CancelTuning(request)))
 
+    async def update_tuning(
+        self, name: str, *, labels: Mapping[str, str], expire_time: datetime | None, etag: str = ""
+    ) -> events.Tuning:
+        """Replace the labels of a tuning, and the time at which its weights are discarded; None keeps them until
+        `delete_tuning`. With `etag`, that of the tuning as it was read, nothing changed meanwhile is overwritten.
+
+        Raises NotFound, Aborted for an etag that is not current, InvalidField for a time that is past.
+        """
+        request = messages.update_tuning_request(name, labels, expire_time, etag)
+        with self._typed_errors():
+            return messages.tuning(await self._tunings().UpdateTuning(request))
+
     async def delete_tuning(self, name: str, *, allow_missing: bool = False) -> None:
         """Cancel a tuning if it runs, and discard its weights. Raises NotFound unless `allow_missing`."""
         request = tuning_pb2.DeleteTuningRequest(name=name, allow_missing=allow_missing)

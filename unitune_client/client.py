@@ -178,6 +178,12 @@ class Client:
         """As AsyncClient.cancel_tuning."""
         return self._wait_for(self._client.cancel_tuning(name))
 
+    def update_tuning(
+        self, name: str, *, labels: Mapping[str, str], expire_time: datetime | None, etag: str = ""
+    ) -> events.Tuning:
+        """As AsyncClient.update_tuning."""
+        return self._wait_for(self._client.update_tuning(name, labels=labels, expire_time=expire_time, etag=etag))
+
     def delete_tuning(self, name: str, *, allow_missing: bool = False) -> None:
         """As AsyncClient.delete_tuning."""
         self._wait_for(self._client.delete_tuning(name, allow_missing=allow_missing))

@@ -101,6 +101,16 @@ def narrow_comparison(request: edit_pb2.CompareRequest, methods: Sequence[str]) 
         entry.MergeFromString(own.get(method, b""))
 
 
+def update_tuning_request(
+    name: str, labels: Mapping[str, str], expire_time: datetime | None, etag: str
+) -> tuning_pb2.UpdateTuningRequest:
+    """The request that replaces what a caller owns of a tuning."""
+    tuning = tuning_pb2.Tuning(name=name, labels=labels, etag=etag)
+    if expire_time is not None:
+        tuning.expire_time.FromDatetime(expire_time.astimezone(UTC))
+    return tuning_pb2.UpdateTuningRequest(tuning=tuning)
+
+
 def create_key_request(tenant: str, scopes: Sequence[str], expire_time: datetime | None) -> key_pb2.CreateKeyRequest:
     """The request of a new API key. Raises InvalidField for an unknown scope."""
     known = options_of(key_pb2.CreateKeyRequest)["scopes"].choices
@@ -135,10 +145,17 @@ def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
     """Raises UnknownOption for a keyword that `known`, a TypedDict, does not have."""
     for option, value in options.items():
         if option not in known.__annotations__:
-            near = difflib.get_close_matches(option, known.__annotations__, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            near = nearest_option(option, list(known.__annotations__))
+            hint = f"did you mean {near}? " if near else ""
             remedy = f"{hint}no option is called {option!r}; there are {', '.join(known.__annotations__)}"
             raise UnknownOption(option, value, remedy)
+
+
+def nearest_option(option: str, known: Sequence[str]) -> str:
+    """What was most likely meant: an option spelled nearly so, or with that as one of its words; empty for none."""
+    spelled = difflib.get_close_matches(option, known, n=1, cutoff=0.8)
+    with_word = [name for name in known if option in name.split("_")]
+    return next(iter((*spelled, *with_word, *difflib.get_close_matches(option, known, n=1))), "")
 
 
 def _filled(message: M, values: Mapping[str, Any], place: str = "") -> M:

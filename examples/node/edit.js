@@ -11,30 +11,19 @@ UNITUNE_ADDRESS   HOST:PORT, or grpcs://HOST:PORT for TLS; default 127.0.0.1:500
 UNITUNE_CA        the PEM file of the authority that vouches for the server; default the system's
 UNITUNE_KEY       API key or token`;
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    seed: { type: 'string', multiple: true, default: ['0'] },
-    updates: { type: 'string' },
-    steps: { type: 'string' },
-    previews: { type: 'string', default: '4' }, // one every so many steps
-    seconds: { type: 'string', default: '600' }, // that the edit may take
-    out: { type: 'string', default: 'out' },
-  },
-});
+const { values, positionals } = read();
 const [photo, prompt] = positionals;
-if (!photo || !prompt) {
-  console.error(USAGE);
-  process.exit(2);
+if (!photo || !prompt) refuse('give PHOTO and PROMPT');
+for (const name of /** @type {const} */ (['updates', 'steps', 'previews', 'seconds'])) {
+  if (values[name] !== undefined && !/^\d+$/.test(values[name])) refuse(`--${name} is ${values[name]}: give a whole number`);
 }
 
 const { UNITUNE_ADDRESS: given = '127.0.0.1:50051', UNITUNE_CA: ca, UNITUNE_KEY: key } = process.env;
 const address = given.replace(/^grpcs:\/\//, '');
-const client = new UniTune(address, {
-  key,
-  tls: address !== given || Boolean(ca),
-  certificates: ca ? await readFile(ca) : undefined,
-});
+const tls = address !== given || Boolean(ca);
+if (key && !tls) refuse(`UNITUNE_KEY is sent over TLS alone: give UNITUNE_ADDRESS=grpcs://${address}`);
+const certificates = ca ? await readFile(ca).catch((error) => refuse(`UNITUNE_CA: ${error.message}`)) : undefined;
+const client = new UniTune(address, { key, tls, certificates });
 
 try {
   await mkdir(values.out, { recursive: true });
@@ -42,11 +31,41 @@ try {
   console.log(`uploaded ${image}`);
   await edit(await tuned(image));
 } catch (error) {
-  if (!(error instanceof UniTuneError)) throw error;
-  console.error(`${error.reason || 'error'}: ${error.message}`);
+  const isOfFile = error instanceof Error && 'path' in error; // PHOTO, or what is written
+  if (!(error instanceof UniTuneError) && !isOfFile) throw error;
+  console.error(`${(error instanceof UniTuneError && error.reason) || 'error'}: ${error.message}`);
   process.exitCode = 1;
 } finally {
   client.close();
+}
+
+/** What the command line says. */
+function read() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        seed: { type: 'string', multiple: true, default: ['0'] },
+        updates: { type: 'string' },
+        steps: { type: 'string' },
+        previews: { type: 'string', default: '4' }, // one every so many steps
+        seconds: { type: 'string', default: '600' }, // that the edit may take
+        out: { type: 'string', default: 'out' },
+      },
+    });
+  } catch (error) {
+    return refuse(/** @type {Error} */ (error).message);
+  }
+}
+
+/**
+ * Say what is wrong with the command line or the environment, and end.
+ * @param {string} problem
+ * @returns {never}
+ */
+function refuse(problem) {
+  console.error(`error: ${problem}\n\n${USAGE}`);
+  process.exit(2);
 }
 
 /**

@@ -6,7 +6,8 @@ from dataclasses import replace
 from click.testing import CliRunner
 
 from unitune import __version__
-from unitune_client import Client, events
+from unitune.v1 import server_pb2
+from unitune_client import Client, events, messages
 from unitune_client.cli.main import main
 from unitune_client.local import doctor
 from unitune_client.local.services import LocalServices
@@ -50,3 +51,11 @@ def test_what_is_wrong_is_a_problem(client: Client) -> None:
     assert isinstance(of["sampler 3"], doctor.Problem) and "does not answer the gateway" in of["sampler 3"]
     assert told["queue"] == "0 tunings run, 3 wait (the oldest for 61 s); 0 edits run, 0 wait"
     assert "edits" not in told["limits of a tenant"] and told["limits of a request"] == "none"
+
+
+def test_what_no_service_has_told_yet_is_said_to_be_unknown() -> None:
+    """A gateway whose tuner and sampler never answered is not told as a base model of 0 x 0 pixels."""
+    told = dict(doctor.server_findings(messages.server_info(server_pb2.ServerInfo(version="1.0"))))
+    assert told["base model"] == "not known yet: the gateway has no answer from a tuner or a sampler"
+    assert told["tuning defaults"] == "not known yet: the gateway has no answer from a tuner"
+    assert told["edit defaults"] == "not known yet: the gateway has no answer from a sampler"

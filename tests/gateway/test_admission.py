@@ -286,6 +286,15 @@ async def test_a_tenant_stores_so_many_bytes(world: World) -> None:
     assert (await world.upload(more)).width == 300
 
 
+async def test_pictures_that_come_at_once_do_not_pass_the_limit_together(world: World) -> None:
+    """Eight uploads at the same moment, of which two have room: two are kept."""
+    await limited(world, tenant_bytes=50_000)
+    several = [picture(f"#0000{shade:02x}") + bytes(20_000) for shade in range(8)]
+    found = await asyncio.gather(*(world.upload(data) for data in several), return_exceptions=True)
+    assert len([one for one in found if not isinstance(one, BaseException)]) == 2
+    assert len([path for path in world.stored() if path.endswith("/file")]) == 2
+
+
 @pytest.mark.parametrize(
     ("config", "seeds", "field"),
     [

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
+from sqlalchemy import update
 
 from gateway.api_keys import MAX_KEYS, new_key
 from gateway.gateway import Gateway
-from gateway.state_schema import SCHEMA_VERSION
+from gateway.state_schema import SCHEMA_VERSION, api_keys
 from tests.gateway.callers import ADMIN, EDIT, READ, TUNE, Caller, ask_for_keys, make
 from tests.gateway.conftest import World, eventually, refused
 from tests.gateway.older_state import take_keys_out, take_leases_out, take_sharing_out, take_usage_out
@@ -109,14 +110,33 @@ async def test_keys_outlive_a_restart(admin: Caller) -> None:
     assert len((await other("keys.ListKeys", ListKeysRequest())).api_keys) == 3
 
 
-async def test_a_state_with_keys_never_opens_by_itself(admin: Caller) -> None:
-    """Started without the setting that turned keys on, the gateway still asks for them."""
+async def test_a_scope_of_a_newer_version_allows_nothing_and_hides_no_change(admin: Caller) -> None:
+    """A key that a newer gateway made has the scopes that this one knows, and this one goes on hearing of changes."""
+    caller, other = await make(admin, "acme", READ), await make(admin, "acme", READ)
+    database = admin.world.gateway._state.database
+    newer = update(api_keys).where(api_keys.c.tenant == "acme").values(scopes=api_keys.c.scopes + " audit")
+    await database.run(lambda tx: tx.run(newer))
+    await admin("keys.RevokeKey", RevokeKeyRequest(name=f"tenants/acme/keys/{other.credential.split('_')[1]}"))
     await admin.world.close()
-    admin.world.config = replace(admin.world.config, admin_key_file=None)
     await admin.world.open()
+    assert not (await caller("tunings.ListTunings", ListTuningsRequest())).tunings
+    assert await is_refused(other)
 
-    call = admin.world.tunings.ListTunings(ListTuningsRequest())
-    await refused(call, StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING")
+
+async def test_a_state_with_keys_never_opens_by_itself(admin: Caller) -> None:
+    """Started without the setting that turned keys on, the gateway still asks for them, also when the last of them was
+    revoked."""
+    for revoked in ("", f"tenants/default/keys/{admin.credential.split('_')[1]}"):
+        if revoked:
+            admin.world.config = replace(admin.world.config, admin_key_file=admin.world.folder / "admin.key")
+            await admin.world.close()
+            await admin.world.open()
+            await admin("keys.RevokeKey", RevokeKeyRequest(name=revoked))
+        await admin.world.close()
+        admin.world.config = replace(admin.world.config, admin_key_file=None)
+        await admin.world.open()
+        call = admin.world.tunings.ListTunings(ListTuningsRequest())
+        await refused(call, StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING")
 
 
 async def test_the_file_of_the_admin_key(admin: Caller, caplog: pytest.LogCaptureFixture) -> None:

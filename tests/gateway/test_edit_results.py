@@ -138,6 +138,23 @@ async def test_results_go_with_their_tuning(world: World) -> None:
     await refused(world.edits.GetEdit(GetEditRequest(name=names[0])), grpc.StatusCode.NOT_FOUND, "EDIT_NOT_FOUND")
 
 
+async def test_an_edit_whose_tuning_is_deleted_meanwhile_leaves_nothing(world: World) -> None:
+    """An edit that runs goes on, and its caller gets the pictures; they are kept nowhere."""
+    tuning = await world.tuned()
+    world.sampler.turns = asyncio.Semaphore(0)
+    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))
+    while not (event := await call.read()).HasField("loading"):
+        name = event.accepted.edit
+    await world.tunings.DeleteTuning(DeleteTuningRequest(name=tuning.name))
+    for _ in range(100):
+        world.sampler.turns.release()
+    while not event.HasField("done"):
+        event = await call.read()
+        assert not event.HasField("failed"), event
+    assert world.stored() == []
+    await refused(world.edits.GetEdit(GetEditRequest(name=name)), grpc.StatusCode.NOT_FOUND, "EDIT_NOT_FOUND")
+
+
 async def test_a_slow_reader_has_its_pictures_from_the_store(world: World) -> None:
     """Pictures that wait for a reader wait in the store, each event once, and come in order and whole (R9)."""
     await world.close()

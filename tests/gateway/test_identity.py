@@ -256,6 +256,9 @@ async def test_a_key_that_only_edits_makes_no_tuning(admin: Caller) -> None:
     ):
         await refused(editor(method, request), StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
     assert before == len(admin.world.tuner.requests)
+    request = EditRequest(image=tuning.image, prompt="a dog")
+    error = await refused(tuner("edits.Edit", request), StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
+    assert "needs a credential with the scope edit, and this one has read, tune: use" in error.message
 
 
 async def test_a_name_that_is_anothers_is_not_looked_for(admin: Caller) -> None:

@@ -24,6 +24,7 @@ from tests.gateway.test_main import start
 from tests.gateway.upstream_servers import serve_sampler, serve_tuner
 from unitune import serving
 from unitune.errors import from_status
+from unitune.images import MAX_CHUNK_BYTES
 from unitune.options import Flat
 from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.image_pb2 import UploadImageRequest
@@ -420,15 +421,50 @@ async def test_a_full_disk_delays_a_tuning_and_no_more(world: World, disk: Disk,
     await end(process)
 
 
+async def test_a_gateway_that_starts_on_a_full_disk_gives_back_what_is_lost(world: World, tmp_path: Path) -> None:
+    """Gateway and tuner are killed, and the disk is full when the next gateway starts. Once there is space again, the
+    tuning that nobody runs goes back into the queue, without another start."""
+    world.tuner.go_on.clear()
+    with mounted(tmp_path / "disk", "3m") as folder:
+        settings = {"UNITUNE_STATE": str(folder / "state.sqlite"), "UNITUNE_LEASE_S": "1"}
+        process, address = await start(world, **settings)
+        async with serving.channel(address) as channel:
+            request = CreateTuningRequest(image=await upload(channel))
+            name = (await TuningServiceStub(channel).CreateTuning(request)).name
+
+            async def is_running() -> bool:
+                return await state_of(TuningServiceStub(channel), name) == Tuning.STATE_RUNNING
+
+            await eventually(is_running, within_s=30)
+        process.kill()
+        await process.wait()
+        await world.tuners[0].stop()
+
+        ballast = fill(folder)
+        process, address = await start(world, **settings)
+        async with serving.channel(address) as channel:
+            await asyncio.sleep(2)  # in which it is asked to write, and cannot
+            assert await state_of(TuningServiceStub(channel), name) == Tuning.STATE_RUNNING
+            ballast.unlink()
+
+            async def is_queued() -> bool:
+                return await state_of(TuningServiceStub(channel), name) == Tuning.STATE_QUEUED
+
+            await eventually(is_queued, within_s=30)
+        await end(process)
+
+
 # Helpers
 
 
-async def upload(channel: grpc.aio.Channel) -> str:
+async def upload(channel: grpc.aio.Channel, data: bytes = b"") -> str:
     """The name of an uploaded picture."""
+    data = data or picture()
 
     async def requests() -> AsyncIterator[UploadImageRequest]:
         yield UploadImageRequest(header=UploadImageRequest.Header())
-        yield UploadImageRequest(chunk=picture())
+        for begin in range(0, len(data), MAX_CHUNK_BYTES):
+            yield UploadImageRequest(chunk=data[begin : begin + MAX_CHUNK_BYTES])
 
     return (await ImageServiceStub(channel).UploadImage(requests(), timeout=30)).name
 

@@ -6,17 +6,23 @@ import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import grpc
 import psycopg
 import pytest
 
+from gateway import postgres, shared_edits
+from gateway import state_statements as statements
+from gateway.database import Transaction
+from gateway.joined_edits import LOOKS_EVERY_S
 from gateway.postgres import CHANNEL
 from gateway.postgres import PostgresServer as Database
 from tests.configs import tuning_config
 from tests.gateway.callers import EDIT, READ, Caller, make
 from tests.gateway.conftest import World, edit, eventually, picture, refused
-from tests.gateway.test_joined_edits import at_once, compared_by, joined_by
+from tests.gateway.test_joined_edits import all_of, asked, at_once, compared_by, joined_by, pngs
 from tests.gateway.test_lives import upload
 from tests.gateway.test_main import start
 from tests.gateway.test_postgres import NEVER_S
@@ -243,6 +249,117 @@ async def test_one_comparison_at_two_gateways_is_one_edit_of_each_method(pair: t
     await compared_by(*pair)
 
 
+async def test_a_drain_ends_who_waits_for_an_edit_elsewhere(pair: tuple[World, World]) -> None:
+    """A request that has joined an edit of another gateway is told to ask elsewhere; the edit goes on."""
+    first, second = pair
+    first.sampler.go_on.clear()
+    await first.tuned()
+    request = asked()
+    running = asyncio.create_task(all_of(first, request))
+    await eventually(lambda: _true(len(first.sampler.requests) == 1))
+    call = second.edits.Edit(request, timeout=60)
+    assert (await call.read()).HasField("accepted")
+    await second.gateway.drain()
+    async with asyncio.timeout(20):
+        while not (event := await call.read()).HasField("failed"):
+            pass
+    assert from_status(event.failed).reason == "DRAINING"
+    first.sampler.go_on.set()
+    assert (await running)[-1].HasField("done") and len(first.sampler.requests) == 1
+
+
+async def test_many_that_join_an_edit_ask_the_state_as_one(
+    pair: tuple[World, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirty requests at another gateway wait for one edit: the database has no more to do than for one of them, and
+    each has its pictures."""
+    first, second = pair
+    first.sampler.go_on.clear()
+    await first.tuned()
+    request = asked()
+    running = asyncio.create_task(all_of(first, request))
+    await eventually(lambda: _true(len(first.sampler.requests) == 1))
+    joined = [second.edits.Edit(request, timeout=60) for _ in range(30)]
+    for call in joined:
+        assert (await call.read()).HasField("accepted")
+    run, looks = Transaction.run, [0]
+
+    def counting(self: Transaction, statement: Any, **values: Any) -> Any:
+        looks[0] += statement is statements.FIND_EDIT
+        return run(self, statement, **values)
+
+    monkeypatch.setattr(Transaction, "run", counting)
+    began_s = time.monotonic()
+    await asyncio.sleep(2)
+    of_one = (time.monotonic() - began_s) / LOOKS_EVERY_S + 1
+    assert 0 < looks[0] < 3 * of_one
+    first.sampler.go_on.set()
+    assert (await running)[-1].HasField("done")
+    for call in joined:
+        events = []
+        while (event := await call.read()) is not grpc.aio.EOF:
+            events.append(event)
+        assert events[-1].HasField("done") and len(pngs(events)) == 2
+
+
+@contextlib.asynccontextmanager
+async def losing_a_commit(url: str, words: bytes) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A URL of the same database. Once the event is set, the next transaction with these words in its statements is
+    committed, and its connection is cut before the answer."""
+    server, losing = urlsplit(url), asyncio.Event()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(server.hostname, server.port)
+
+        async def answers() -> None:
+            while data := await there.read(1 << 16):
+                writer.write(data)
+
+        answering, has_words = asyncio.create_task(answers()), False
+        while data := await reader.read(1 << 16):
+            has_words = has_words or words in data
+            back.write(data)
+            if b"COMMIT" in data:
+                if has_words and losing.is_set():
+                    losing.clear()
+                    answering.cancel()
+                    await asyncio.gather(answering, return_exceptions=True)
+                    await there.read(1)  # it is committed
+                    break
+                has_words = False
+        writer.transport.abort()
+        back.transport.abort()
+
+    proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    try:
+        yield urlunsplit(server._replace(netloc=f"{server.username}@127.0.0.1:{port}")), losing
+    finally:
+        proxy.close()
+
+
+async def test_a_commit_whose_answer_is_lost_leaves_no_edit_that_seems_to_run(
+    world: World, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database keeps an edit's begin, and the gateway does not hear of it: the call fails. The same request, sent
+    again, does not wait for that edit for ever."""
+    monkeypatch.setattr(shared_edits, "ALIVE_S", 0.2)
+    await world.close()
+    async with losing_a_commit(postgres_server.new_database(), b"edit_requests") as (url, losing):
+        world.config = replace(world.config, state=url)
+        await world.open()
+        await world.tuned()
+        request = asked()
+        losing.set()
+        await refused(world.edits.Edit(request), grpc.StatusCode.UNAVAILABLE, "STATE_DOWN")
+
+        async def is_done() -> bool:
+            return (await all_of(world, request))[-1].HasField("done")
+
+        await eventually(is_done, within_s=20)
+        await world.close()
+
+
 async def test_an_edit_that_died_with_its_gateway_has_failed(pair: tuple[World, World]) -> None:
     """A gateway that shows no sign of life any more: its edits are FAILED with GATEWAY_LOST elsewhere, and
     are forgotten with it (F32)."""
@@ -340,6 +457,40 @@ async def test_no_lease_ends_with_an_outage(world: World, own_server: PostgresSe
     assert (await world.gateway._state.get(made.name)).state == Tuning.STATE_RUNNING
     pool._no_sweep_until_s = 0.0
     await eventually(lambda: _is_queued(world, made.name))
+
+
+async def test_a_database_that_stands_still_is_told_as_away(
+    world: World, own_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes are stopped, and its connections live on. Calls end with STATE_DOWN and are answered when it goes
+    on; other gateways' news are heard again, too."""
+    monkeypatch.setattr(postgres, "HUNG_S", 2.0)
+    await world.close()
+    world.config = replace(world.config, state=own_server.new_database())
+    await world.open()
+    tuning = await world.tuned()
+    request = GetTuningRequest(name=tuning.name)
+    with own_server.frozen():
+        for _ in range(3):  # also of connections that were cut
+            call = world.tunings.GetTuning(request, timeout=30)
+            await refused(call, grpc.StatusCode.UNAVAILABLE, "STATE_DOWN")
+
+    async def is_answered() -> bool:
+        try:
+            return (await world.tunings.GetTuning(request, timeout=30)) == tuning
+        except grpc.aio.AioRpcError:
+            return False
+
+    await eventually(is_answered, within_s=30)
+    heard: list[str] = []
+    world.gateway._state.database.listen(heard.append)
+    with contextlib.closing(psycopg.connect(world.config.state, autocommit=True)) as other:
+
+        async def is_heard() -> bool:
+            other.execute(f"NOTIFY {CHANNEL}, 'other news'")
+            return "news" in heard
+
+        await eventually(is_heard, within_s=30)
 
 
 async def test_a_gateway_that_is_killed_with_its_database_loses_nothing(

@@ -47,6 +47,28 @@ def test_its_types_are_those_of_the_contract(example: Path) -> None:
     assert (example / "generated" / "unitune" / "v1" / "EditRequest.ts").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "environ", "told", "status"),
+    [
+        (["cat.png"], {}, "error: give PHOTO and PROMPT\n", 2),
+        (["cat.png", "a dog", "--photo", "x"], {}, "error: Unknown option '--photo'", 2),
+        (["cat.png", "a dog", "--steps", "many"], {}, "error: --steps is many: give a whole number\n", 2),
+        (["cat.png", "a dog"], {"UNITUNE_KEY": "ut_x"}, "give UNITUNE_ADDRESS=grpcs://127.0.0.1:50051\n", 2),
+        (["cat.png", "a dog"], {"UNITUNE_CA": "none.crt"}, "error: UNITUNE_CA: ENOENT: ", 2),
+        (["none.png", "a dog"], {}, "error: ENOENT: no such file or directory, open 'none.png'\n", 1),
+    ],
+)
+def test_what_is_wrong_before_the_first_call_is_a_line(
+    example: Path, words: list[str], environ: dict[str, str], told: str, status: int
+) -> None:
+    """A mistake in the command line, the environment or a path is told as one error, and no trace of the program."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("UNITUNE_")}
+    done = subprocess.run(["node", "edit.js", *words], cwd=example, env=clean | environ, capture_output=True, text=True)
+
+    assert status == done.returncode and told in done.stderr, done.stderr
+    assert "    at " not in done.stderr
+
+
 def test_its_lock_names_no_host() -> None:
     """Each package is known by its digest, wherever it comes from."""
     lock = json.loads((EXAMPLE / "package-lock.json").read_text())

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -240,6 +241,34 @@ async def test_callers_that_leave_hold_nothing(opened: Callable[[], Awaitable[St
     for number in range(40):
         found = await shared.find(f"tenants/default/edits/e-{number:032x}")
         assert found is None or found.state == Edit.STATE_CANCELLED, number
+
+
+async def test_many_who_wait_look_as_one(
+    url: str, opened: Callable[[], Awaitable[State]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty watches of one gateway ask the database no oftener than one does, and all of them find an event of which
+    no notification came."""
+    monkeypatch.setattr(Database, "look_s", 0.2)
+    state = await opened()
+    name = (await state.create(tuning(), None)).name
+    run, statements = Transaction.run, [0]
+
+    def counting(self: Transaction, *args: Any, **values: Any) -> Any:
+        statements[0] += 1
+        return run(self, *args, **values)
+
+    async def watch() -> None:
+        while (kept := await state.read(name, 1)) is not None and kept.last == 1:
+            await state.wait(name, 1)
+
+    watches = [asyncio.create_task(watch()) for _ in range(40)]
+    await asyncio.sleep(1)  # in which all begin to wait
+    monkeypatch.setattr(Transaction, "run", counting)
+    await asyncio.sleep(2)
+    assert statements[0] < 40 and not any(watch.done() for watch in watches)
+    assert rows(url, f"UPDATE tunings SET last_event = 2 WHERE name = '{name}' RETURNING 1")
+    async with asyncio.timeout(20):
+        await asyncio.gather(*watches)
 
 
 async def test_who_lives_holds_on_and_who_ends_does_not(

@@ -46,7 +46,7 @@ async def work(state: State) -> None:
     for model in ("", "another"):
         await state.take(Taker("another tuner"), base_model=model, most_running=1)
         await state._is_any_queued(model, most_running=1)
-    await state.sweep()
+    await state.sweep(30.0)
     await state.queue_now()
     await state.queued_base_models()
     await state.trim_events()
@@ -78,7 +78,8 @@ async def test_no_statement_reads_a_whole_table(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_a_long_queue_takes_no_more_statements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To make a tuning, to take one and to tell a place, with 3 that wait and with 300 of 60 tenants."""
+    """To make a tuning, to take one, to tell a place and to list those of a tenant, with 3 that wait and with 300 of 60
+    tenants."""
     state, run, counted = await State.open(tmp_path / "state.sqlite"), Transaction.run, [0]
 
     def counting(self: Transaction, *args: Any, **values: Any) -> Any:
@@ -93,6 +94,7 @@ async def test_a_long_queue_takes_no_more_statements(tmp_path: Path, monkeypatch
             (
                 lambda: state.create(tuning("acme", key=f"k{made}", number=made), None),
                 lambda: state.get(tuning("t1", key="k1", number=1).name),
+                lambda: state.page("t1", 0, 0, 200),
                 lambda: state.take(Taker(f"tuner {made}")),
             )
         ):

@@ -4,13 +4,14 @@ import asyncio
 import os
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import pytest
 
 from tests.gateway.conftest import World, eventually, picture, refused
-from unitune.errors import FailedPrecondition, NotFound
+from unitune.errors import Aborted, FailedPrecondition, InvalidField, NotFound
 from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.image_pb2 import DeleteImageRequest
 from unitune.v1.tuning_pb2 import CreateTuningRequest, DeleteTuningRequest, Tuning
@@ -107,6 +108,16 @@ async def test_no_tuning_is_made_of_a_picture_that_is_going(world: World) -> Non
     assert world.stored() == []
 
 
+async def test_a_deletion_that_was_killed_half_way_is_done_again(world: World) -> None:
+    """What a killed gateway left of a picture can be deleted; afterwards there is none."""
+    image = await world.upload(picture())
+    (world.folder / "store" / "images" / "default" / image.sha256 / "image.json").unlink()
+    request = DeleteImageRequest(name=image.name)
+    await world.images.DeleteImage(request)
+    assert world.stored() == []
+    await refused(world.images.DeleteImage(request), grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_FOUND")
+
+
 async def test_a_picture_is_deleted_on_request(world: World) -> None:
     """At once, and nothing is left; deleting what is not there is refused unless it may be missing (R10)."""
     image = await world.upload(picture())
@@ -201,3 +212,21 @@ async def test_a_damaged_picture_can_be_deleted(world: World) -> None:
     (world.folder / "store" / "images" / "default" / image.sha256 / "image.json").write_bytes(b"{")
     await world.images.DeleteImage(DeleteImageRequest(name=image.name))
     assert world.stored() == []
+
+
+async def test_the_sdk_says_when_weights_are_discarded(world: World) -> None:
+    """`update_tuning` replaces labels and expiry, keeps to an etag, and refuses a time that is past."""
+    assert world.server is not None
+    async with AsyncClient(world.server.address) as client:
+        tuning = await client.tune(picture())
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        kept = await client.update_tuning(tuning.name, labels={"order": "7"}, expire_time=tomorrow, etag=tuning.etag)
+        assert kept == await client.get_tuning(tuning.name)
+        assert (dict(kept.labels), kept.expire_time) == ({"order": "7"}, tomorrow)
+        with pytest.raises(Aborted) as stale:
+            await client.update_tuning(tuning.name, labels={}, expire_time=None, etag=tuning.etag)
+        assert stale.value.reason == "ETAG_MISMATCH"
+        with pytest.raises(InvalidField, match="expire_time"):
+            await client.update_tuning(tuning.name, labels={}, expire_time=datetime.now(UTC) - timedelta(days=1))
+        never = await client.update_tuning(tuning.name, labels={}, expire_time=None)
+        assert (dict(never.labels), never.expire_time) == ({}, None)

@@ -127,6 +127,15 @@ async def test_uploads_that_wait_are_bounded_and_swept(
     assert waiting(bucket) == []
 
 
+async def test_uploads_that_are_made_at_once_are_bounded(
+    on_bucket: World, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten calls at the same moment make as many as a tenant may have, and no more."""
+    monkeypatch.setattr(signed_uploads, "MAX_OPEN", 3)
+    made = await asyncio.gather(*(create(on_bucket) for _ in range(10)), return_exceptions=True)
+    assert len([one for one in made if isinstance(one, Upload)]) == 3 and waiting(bucket).count("open") == 3
+
+
 async def test_an_upload_is_its_tenants(on_bucket: World) -> None:
     """Whoever knows its name, but not its credential, cannot claim it."""
     await on_bucket.close()

@@ -1,17 +1,23 @@
 """Tunings given to tuners: what happens when one is away, crashes, reports twice or late, or does not keep its word."""
 
 import asyncio
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import pytest
+from sqlalchemy import update
 
-from tests.configs import tuning_config
-from tests.gateway.conftest import World, eventually, picture, refused
+from gateway import tuner_pool
+from gateway.state_schema import tunings
+from tests.configs import sampling_config, tuning_config
+from tests.gateway.conftest import World, edit, eventually, picture, refused
 from tests.gateway.test_state import tuning
 from tests.gateway.upstream_servers import Tuner, serve_tuner
 from unitune import serving
 from unitune.errors import Internal, ResourceExhausted, Unavailable, UniTuneError, from_status
+from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuner_pb2 import AnnounceRequest, ReportTuningRequest, TakeTuningRequest
 from unitune.v1.tuner_pb2_grpc import TunerPoolServiceStub
@@ -169,6 +175,36 @@ async def test_a_lease_runs_out_and_the_late_tuner_is_told(world: World) -> None
     assert world.stored_weights() == [f"{ready.weights.path}/{part}" for part in ("manifest.json", WEIGHTS_FILE)]
 
 
+@pytest.mark.parametrize("by_s", [3600.0, -3600.0])
+async def test_a_clock_that_is_set_takes_no_lease_and_lengthens_none(
+    world: World, monkeypatch: pytest.MonkeyPatch, by_s: float
+) -> None:
+    """The machine's clock is set an hour forward, as after it was asleep, or back. A tuner has the time of a lease to
+    report, and one that is gone loses its tuning when that is over."""
+    await world.close()
+    world.config = replace(world.config, lease_s=3.0)
+    await world.open()
+    assert world.gateway is not None and world.tuner_server is not None
+    gone = Tuner(world.tuner.store)
+    await world.tuner_server.stop()
+    tuning = await world.tune()
+    async with serving.channel(world.gateway.internal_address) as channel:
+        request = TakeTuningRequest(tuner=gone.process, base_model=gone.base_model.digest)
+        await TunerPoolServiceStub(channel).TakeTuning(request, timeout=5)
+    world.gateway._pool._no_sweep_until_s = 0.0  # as if it had run for long
+    # What was stored before is as much older, or newer.
+    stored = update(tunings).values(lease_s=tunings.c.lease_s - by_s)
+    clock = SimpleNamespace(monotonic=time.monotonic, time=lambda: time.time() + by_s)
+    monkeypatch.setattr(tuner_pool, "time", clock)
+    await world.gateway._state.database.run(lambda tx: tx.run(stored))
+    if by_s > 0:
+        await asyncio.sleep(1.5)  # three sweeps, for what must not happen
+        found = await world.tunings.GetTuning(GetTuningRequest(name=tuning.name))
+        assert found.state == Tuning.STATE_RUNNING
+    await world.until_not(tuning.name, Tuning.STATE_RUNNING)
+    assert (await world.tunings.GetTuning(GetTuningRequest(name=tuning.name))).state == Tuning.STATE_QUEUED
+
+
 async def test_weights_of_an_attempt_lie_under_its_own_path(world: World) -> None:
     """A tuner that announces weights under another path, such as another tenant's, makes its tuning fail (r17)."""
     world.tuner.go_on.clear()
@@ -216,6 +252,35 @@ async def test_drain_ends_watches_and_takes_no_more(world: World) -> None:
     await world.until(first.name, Tuning.STATE_READY)
     await asyncio.sleep(0.1)
     assert (await world.tunings.GetTuning(GetTuningRequest(name=second.name))).state == Tuning.STATE_QUEUED
+
+
+async def test_what_begins_in_a_drain_waits_for_nothing(world: World) -> None:
+    """An edit that was being checked when the drain began, and now would wait for its tuning or its turn, and a watch
+    end at once with what says to ask elsewhere; an edit that need not wait is done."""
+    assert world.gateway is not None
+    world.tuner.go_on.clear()
+    tuning = await world.tune()
+    await world.running(tuning.name)
+    await world.gateway.drain()
+    watch = world.tunings.WatchTuning(WatchTuningRequest(name=tuning.name), timeout=20)
+    await refused(watch, grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    waits = await edit(world, image=tuning.image)
+    assert from_status(waits[-1].failed).reason == "DRAINING"
+
+    sdedit = sampling_config(method="sdedit", num_inference_steps=2)
+    assert (await edit(world, image_data=picture(), config=sdedit))[-1].HasField("done")
+    world.sampler.go_on.clear()
+    calls = [world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=sdedit)) for _ in range(2)]
+
+    async def is_full() -> bool:
+        return len(world.sampler.requests) == 3
+
+    await eventually(is_full)
+    late = await edit(world, image_data=picture(), config=sdedit)
+    assert from_status(late[-1].failed).reason == "DRAINING"
+    world.sampler.go_on.set()
+    for call in calls:
+        assert [event async for event in call][-1].HasField("done")
 
 
 async def test_ready_needs_a_manifest_that_agrees(world: World) -> None:

@@ -15,7 +15,7 @@ from gateway.state import KEPT_EVENTS
 from gateway.tunings import tuning_key
 from tests.configs import sampling_config, tuning_config
 from tests.full_disk import read_only
-from tests.gateway.conftest import World, eventually, picture, refused, sha256
+from tests.gateway.conftest import World, edit, eventually, picture, refused, sha256
 from tests.gateway.upstream_servers import BASE_MODEL, TUNING_DEFAULTS
 from unitune.errors import Internal, from_status
 from unitune.v1.edit_pb2 import EditRequest
@@ -452,6 +452,33 @@ async def test_delete_works_without_a_sampler(world: World) -> None:
     assert world.stored() == []
 
 
+@pytest.mark.parametrize("part", ["images", "edits", "tunings"])
+async def test_a_deletion_that_failed_half_way_is_done_again(world: World, part: str) -> None:
+    """While a part of the store cannot be written the call fails. Sent again later it leaves nothing, and the sampler
+    has forgotten the weights without being asked for another reason."""
+    tuning = await world.tuned()
+    assert (await edit(world, tuning=tuning.name))[-1].HasField("done")
+    request = DeleteTuningRequest(name=tuning.name)
+    with read_only(world.folder / "store" / part):
+        await refused(world.tunings.DeleteTuning(request), grpc.StatusCode.UNAVAILABLE, "STORE_DOWN")
+
+        async def is_told() -> bool:
+            return world.sampler.evicted == [tuning.weights.digest]
+
+        await eventually(is_told)
+    await world.tunings.DeleteTuning(request)
+    assert world.stored() == []
+    await refused(world.tunings.DeleteTuning(request), grpc.StatusCode.NOT_FOUND, "TUNING_NOT_FOUND")
+
+
+async def test_two_deletions_at_once_leave_no_picture(world: World) -> None:
+    """Of two tunings of one picture that are deleted at the same moment, one takes it along."""
+    for seed in range(1, 9, 2):
+        pair = [await world.tuned(seed=seed), await world.tuned(seed=seed + 1)]
+        await asyncio.gather(*(world.tunings.DeleteTuning(DeleteTuningRequest(name=one.name)) for one in pair))
+        assert world.stored() == []
+
+
 async def test_list_pages_through_one_tenant(world: World) -> None:
     """Pages are the newest first, complete, without repetition, of one tenant, and of one state if asked."""
     names = [(await world.tuned(seed=seed)).name for seed in range(5)]
@@ -516,6 +543,29 @@ async def test_expired_tuning_has_no_weights_and_is_made_anew(world: World) -> N
     call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))
     await refused(call, grpc.StatusCode.NOT_FOUND, "TUNING_EXPIRED")
     assert kinds(await world.watch(tuning.name))[-1] == "ready"
+
+
+async def test_nobody_waits_for_the_expired_tunings_of_others(world: World) -> None:
+    """Tunings whose time has come are discarded by the sweep, not by the next caller, whoever that is; only one that
+    the caller would find is discarded first."""
+    others = [await world.tuned(seed=seed) for seed in range(1, 5)]
+    own = await world.tuned(picture("red"))
+    soon = Timestamp()
+    soon.FromMicroseconds(int((time.time() + 1.0) * 1e6))
+    for tuning in (*others, own):
+        await world.tunings.UpdateTuning(UpdateTuningRequest(tuning=Tuning(name=tuning.name, expire_time=soon)))
+    await asyncio.sleep(1.1)
+    again = await world.tunings.CreateTuning(CreateTuningRequest(image=own.image))
+    assert again.name != own.name
+
+    async def state_of(name: str) -> Tuning.State:
+        return (await world.tunings.GetTuning(GetTuningRequest(name=name))).state
+
+    assert await state_of(own.name) == Tuning.STATE_EXPIRED
+    assert [await state_of(tuning.name) for tuning in others] == [Tuning.STATE_READY] * 4
+    assert world.gateway is not None
+    await world.gateway._tuning_service._tunings.expire()
+    assert [await state_of(tuning.name) for tuning in others] == [Tuning.STATE_EXPIRED] * 4
 
 
 async def test_weights_that_could_not_be_discarded_are_discarded_later(world: World) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import grpc
 import pytest
 
+from gateway import uploads as module
 from gateway.uploads import Uploads
+from tests.gateway.callers import ask_for_keys, make
 from tests.gateway.conftest import World, eventually, picture, refused
 from unitune import deadlines
 from unitune.images import MAX_CHUNK_BYTES
@@ -15,14 +17,14 @@ from unitune.v1.image_pb2 import UploadImageRequest
 
 pytestmark = pytest.mark.slow  # a real gateway, and deadlines that pass
 
-HEADER = UploadImageRequest(header=UploadImageRequest.Header())
 CHUNK = UploadImageRequest(chunk=bytes(MAX_CHUNK_BYTES))
 
 
-async def begin(world: World, chunks: int) -> Any:
+async def begin(world: World, chunks: int, tenant: str = "") -> Any:
     """An upload that has sent so much and does not end."""
     call = world.images.UploadImage(timeout=60)
-    await call.write(HEADER)
+    parent = f"tenants/{tenant}" if tenant else ""
+    await call.write(UploadImageRequest(header=UploadImageRequest.Header(parent=parent)))
     for _ in range(chunks):
         await call.write(CHUNK)
     return call
@@ -125,3 +127,42 @@ async def test_tenants_take_turns_at_the_decoders(world: World) -> None:
 async def done(order: list[str]) -> bool:
     """Whether anything was uploaded."""
     return bool(order)
+
+
+async def test_one_tenant_has_half_of_the_uploads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant whose uploads do not end has neither all places nor all bytes: another tenant's picture is taken."""
+    monkeypatch.setattr(module, "UPLOADS_OF_TENANT", 2)
+    monkeypatch.setattr(module, "BYTES_OF_TENANT", 3 * MAX_CHUNK_BYTES)
+    uploads = bound(world, max_uploads=4, max_bytes=6 * MAX_CHUNK_BYTES)
+    calls = [await begin(world, 1, "noisy") for _ in range(2)]
+    await came(uploads, 2 * MAX_CHUNK_BYTES)
+    for _ in range(3):
+        await refused(await begin(world, 0, "noisy"), grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS")
+    await calls[0].write(CHUNK)
+    await calls[0].write(CHUNK)
+    await refused(calls[0], grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS")
+    assert (await world.upload(picture(), parent="tenants/polite")).width == 40
+    calls[1].cancel()
+    await came(uploads, 0)
+    assert not uploads.open_of and not uploads.bytes_of
+
+
+async def test_an_upload_without_a_header_is_its_credentials(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends nothing, not even a header, has no more places than who does."""
+    monkeypatch.setattr(module, "UPLOADS_OF_TENANT", 2)
+    admin = await ask_for_keys(world)
+    noisy, polite = await make(admin, "noisy"), await make(admin, "polite")
+    uploads = bound(world, max_uploads=4)
+    silent = [noisy("images.UploadImage", None) for _ in range(2)]
+    await eventually(lambda: is_open(uploads, 2))
+    call = noisy("images.UploadImage", None)
+    await refused(call, grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS")
+    assert (await polite.upload(picture())).width == 40
+    for call in silent:
+        call.cancel()
+    await eventually(lambda: is_open(uploads, 0))
+
+
+async def is_open(uploads: Uploads, number: int) -> bool:
+    """Whether so many uploads are under way."""
+    return uploads.open_of.total() == number

@@ -7,9 +7,10 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.gateway.conftest import eventually, refused
-from unitune import deadlines, serving
+from unitune import deadlines, error_interceptor, serving
 from unitune.errors import Unauthenticated
 from unitune.v1 import image_pb2, image_pb2_grpc, server_pb2, server_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 
@@ -114,6 +115,34 @@ async def test_a_reader_that_never_reads_is_cut(monkeypatch: pytest.MonkeyPatch)
             if events == 30:  # slower than the server, for longer than the deadline
                 break
         assert events == 30
+
+
+async def test_watches_of_health_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They need no credential and have no end. Beyond so many a further one is refused, health is answered all the
+    same, and one that ends makes room."""
+    monkeypatch.setattr(error_interceptor, "HEALTH_WATCHES", 3)
+    request = health_pb2.HealthCheckRequest()
+    async with served(Tunings()) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(request) for _ in range(3)]
+        for watch in watches:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        for _ in range(3):
+            error = await refused(health.Watch(request), grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+            assert error.retry_after_s
+        assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+        watches[0].cancel()
+
+        async def has_room() -> bool:
+            watch = health.Watch(request)
+            try:
+                return (await watch.read()) is not grpc.aio.EOF
+            except grpc.aio.AioRpcError:
+                return False
+            finally:
+                watch.cancel()
+
+        await eventually(has_room)
 
 
 class ShutDoor:

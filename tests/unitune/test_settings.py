@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from gateway.config import GatewayConfig
 from sampler_svc.config import SamplerConfig
 from tuner_svc.config import TunerConfig
 from unitune.settings import NAMES, TABLES, BadSetting, load, num_cores
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def setting(name: str, help: str = "x", **options: Any) -> Any:
@@ -210,3 +213,33 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert num_cores() == 64
+
+
+@pytest.mark.parametrize("config", [GatewayConfig, TunerConfig, SamplerConfig])
+def test_help_lists_every_setting(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """--help of a service prints each variable with its key and default, though what must be set is not."""
+    with pytest.raises(SystemExit) as ended:
+        load(config, {}, ["--help"])
+    assert 0 == ended.value.code
+    told = capsys.readouterr().out
+    for one in dataclasses.fields(config):
+        if "env" in one.metadata:
+            assert f"\n{one.metadata['env']}, {one.name}\n" in told
+    assert "[must be set]" in told and f"[{config.TABLE}]" in told
+
+
+@pytest.mark.parametrize("config", [GatewayConfig, TunerConfig, SamplerConfig])
+def test_the_file_of_the_operators_page_starts_each_service(config: Any, tmp_path: Path) -> None:
+    """The TOML of docs/operating.md has all that a service on addresses of other machines needs."""
+    section = (ROOT / "docs" / "operating.md").read_text().partition("one TOML file for all services:\n")[2]
+    lines = [line for line in section.partition("UNITUNE_CONFIG=")[0].splitlines() if line.startswith("    ")]
+    file = tmp_path / "unitune.toml"
+    file.write_text(textwrap.dedent("\n".join(lines)))
+    told = load(config, {"UNITUNE_CONFIG": str(file)})
+    assert told.store == "s3://bucket/unitune" and told.peer_files is not None
+
+
+def test_an_argument_is_not_passed_over() -> None:
+    """An operator who gives a service an option learns that its settings are variables."""
+    with pytest.raises(BadSetting, match=r"'--port' is an argument, and this program takes none: .*--help"):
+        load(Config, {"UNITUNE_NEEDED": "a"}, ["--port", "1"])

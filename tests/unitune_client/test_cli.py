@@ -95,6 +95,7 @@ def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo
         == first.config
     )
     assert "knows only its own world of stickers" in done.stderr
+    assert "its operator has to give it another base model" in done.stderr and "--base-model" not in done.stderr
     assert "warning: unknown word: zebra" in done.stderr
     assert "edited in 2.00 s (refit 0.25 s, encode 0.05 s, denoise 1.50 s, decode 0.10 s)" in done.stderr
     assert 1 == len(re.findall(r"tuning: 3/128, loss 0.5000, 9 s left", done.stderr))

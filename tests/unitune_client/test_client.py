@@ -137,6 +137,10 @@ def test_an_unknown_option_is_an_invalid_field_with_the_nearest_name(client: Cli
     """A name of another program is not ignored: field, value and remedy are told, and nothing is sent (P8)."""
     with pytest.raises(InvalidField, match=r"n_cross_replace is 0\.4: did you mean cross_replace\?") as refused:
         next(client.edit(PICTURE, "a dog", n_cross_replace=0.4))  # type: ignore[call-arg]
+    with pytest.raises(InvalidField, match=r"steps is 20: did you mean num_inference_steps\?"):
+        next(client.edit(PICTURE, "a dog", steps=20))  # type: ignore[call-arg]
+    with pytest.raises(InvalidField, match=r"seed is 1: did you mean seeds\?"):
+        next(client.edit(PICTURE, "a dog", seed=1))  # type: ignore[call-arg]
     assert {"field": "n_cross_replace", "value": "0.4"}.items() <= refused.value.metadata.items()
     with pytest.raises(InvalidField, match="word_weights is 3: give a mapping from words to numbers"):
         next(client.edit(PICTURE, "a dog", word_weights=3))  # type: ignore[arg-type]
@@ -271,7 +275,9 @@ def test_compare_maps_every_event(server: ScriptedServer, client: Client) -> Non
 
     seen = list(client.compare(PICTURE, "a cat", seeds=[5, 6], class_noun="cat", initial_word="cat"))
 
-    assert server.requests["Compare"] == [
+    (request,) = server.requests["Compare"]
+    assert request.request_id
+    assert [request] == [
         edit_pb2.CompareRequest(
             parent="tenants/default",
             image_data=PICTURE,
@@ -279,6 +285,7 @@ def test_compare_maps_every_event(server: ScriptedServer, client: Client) -> Non
             seeds=[5, 6],
             class_noun="cat",
             initial_word="cat",
+            request_id=request.request_id,
         )
     ]
     assert seen[:2] == [events.CompareAccepted(sequence=1, methods=("unitune", "sdedit")), events.Heartbeat()]

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program; its exit code."""
     parser = argparse.ArgumentParser("python -m tuner_svc.export", description="Export a base model for the sampler.")
     parser.add_argument(
-        "--base-model", type=Path, required=True, help="a diffusers folder, Stable Diffusion 1.x or 2.x"
+        "--base-model", type=Path, required=True, help="a diffusers folder, Stable Diffusion 1.x, 2.x or XL"
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="the graphs folder")

@@ -74,7 +74,8 @@ class EditServiceServicer:
         (TUNING_NOT_FOUND, TUNING_EXPIRED, IMAGE_NOT_FOUND, of mask_image too); FAILED_PRECONDITION (TUNING_NOT_READY) for a tuning that
         is not READY, or (BASE_MODEL_MISMATCH) for one of another base model than the sampler's; UNAVAILABLE
         (BACKEND_DOWN) when no tuner or sampler answers, which may be retried. Later failures are `failed`: the tuning's
-        own, TUNING_CANCELLED if it was cancelled meanwhile, DATA_LOSS (WEIGHTS_CORRUPT, WEIGHTS_MISSING), UNAVAILABLE
+        own, TUNING_CANCELLED if it was cancelled meanwhile, NOT_FOUND for a tuning, a picture or a mask that was deleted before
+        the edit's turn, DATA_LOSS (WEIGHTS_CORRUPT, WEIGHTS_MISSING), UNAVAILABLE
         (BACKEND_DOWN). Every picture that is taken comes back, however large its result.
 
         A request has at most 4 MiB; gRPC itself refuses a larger one, with RESOURCE_EXHAUSTED and without details. Upload
@@ -82,7 +83,7 @@ class EditServiceServicer:
 
         Refused is, too, with INVALID_ARGUMENT (COST_LIMIT) an edit of more seeds x attempts x repeats x steps than the server
         allows, naming a field to lower; and with RESOURCE_EXHAUSTED, QuotaFailure and RetryInfo one beyond what the tenant or
-        all of them may have open (TENANT_EDIT_LIMIT, QUEUE_FULL), one that needs a new tuning beyond that (as in
+        all of them may have open, by number or by the bytes of pictures in their requests (TENANT_EDIT_LIMIT, QUEUE_FULL), one that needs a new tuning beyond that (as in
         CreateTuning), and one whose deadline (the call's timeout) is sooner than the edits of this tenant that wait, and it
         itself, can be done (DEADLINE_UNREACHABLE; without RetryInfo if it alone takes longer).
 
@@ -130,7 +131,8 @@ class EditServiceServicer:
         each answers for all edits; one whose gateway has died is FAILED (GATEWAY_LOST): edit again.
         Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
         when the pictures together exceed 16 MiB: they come in the edit's stream alone; and with DATA_LOSS (EDIT_NOT_KEPT)
-        when the server's store did not take them.
+        when the server's store did not take them. Few results are read at a time, callers in turn; RESOURCE_EXHAUSTED
+        (TOO_MANY_CALLS) says that too many of the tenant wait, or are not taken.
 
         With `image_urls` it has URLs of the pictures in their place, however large they are together. Fails with
         FAILED_PRECONDITION (NO_SIGNED_URLS) where the server's store is no bucket.

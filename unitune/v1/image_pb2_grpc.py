@@ -88,7 +88,7 @@ class ImageServiceServicer:
         with several pictures in it, as many cameras write, is its first one.
 
         An upload must not pause for 30 seconds (DEADLINE_EXCEEDED, REQUEST_TOO_SLOW), nor last more than 5 minutes
-        (UPLOAD_TOO_SLOW). When too many are under way, by number or by bytes, it fails with RESOURCE_EXHAUSTED
+        (UPLOAD_TOO_SLOW). When too many are under way, by number or by bytes, of all or of the tenant, it fails with RESOURCE_EXHAUSTED
         (TOO_MANY_UPLOADS) and says when to send it again, and with RESOURCE_EXHAUSTED (TENANT_STORAGE_LIMIT) when the
         tenant's pictures and weights take all that they may. Nothing is kept of a failed upload.
 

@@ -193,7 +193,8 @@ class TuningServiceServicer:
 
     def DeleteTuning(self, request, context):
         """DeleteTuning cancels a tuning if it runs and discards its weights, and its image when no other tuning was made
-        from it. Later edits with it are NOT_FOUND, and so are those that wait for their turn. It does not wait for a sampler
+        from it. Later edits with it are NOT_FOUND, and so are those that wait for their turn; one that is sampled goes on, and
+        its pictures are not kept. If it fails it can be sent again, and then leaves nothing either. It does not wait for a sampler
         that does not answer: that one is told to forget the weights until it has.
         Fails with NOT_FOUND (TUNING_NOT_FOUND) unless allow_missing is set.
         """

@@ -95,7 +95,7 @@ def compare_command(
     own = EditOptions(super_resolution=True) if super_resolution else EditOptions()
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
-        say_what_the_model_knows(info, show)
+        say_what_the_model_knows(info, show, address)
         image = client.upload_image(data)
         accepted = client.check_compare(image, prompt, named or None, **asked)
         if not named:

@@ -135,7 +135,7 @@ def edit_command(
             if automatic is None:
                 is_open = all(options.get(name) is None for name in NOT_BESIDE_AUTOMATIC)
                 automatic = info.base_model.has_clip_filter and is_open and method in AUTOMATIC_METHODS
-            say_what_the_model_knows(info, show)
+            say_what_the_model_knows(info, show, address)
             image = client.upload_image(data)
             options["mask"] = uploaded_if_large(client, options.get("mask"))
             options = cast(EditOptions, {**options, "method": method, "automatic": automatic or None})
@@ -197,7 +197,7 @@ def tune_command(
     """
     data, further = read_photo(photo), [read_photo(one, "--photo") for one in further_photos]
     with display(as_json) as show, connection(address, base_model, show.say) as client:
-        say_what_the_model_knows(client.server_info(), show)
+        say_what_the_model_knows(client.server_info(), show, address)
         image, images = client.upload_image(data), [client.upload_image(one) for one in further]
         asked = [{**tuning, "method": method, "tuning_prompt": prompt} for prompt in dict.fromkeys(prompts) or [None]]
         for later in asked[1:]:  # so that all that is refused is refused before the first tuning
@@ -300,12 +300,13 @@ def edit(
     return images
 
 
-def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:
-    """One line if the base model has a small world of its own."""
+def say_what_the_model_knows(info: events.ServerInfo, show: Display, address: str | None) -> None:
+    """One line if the base model has a small world of its own. A server at an address has the one of its operator."""
     if info.base_model.vocabulary:
+        remedy = "its operator has to give it another base model" if address else "give --base-model"
         show.say(
             f"the model {info.base_model.name} knows only its own world of stickers (unitune doctor --vocabulary); "
-            "for photographs give --base-model: see docs/photographs.md"
+            f"for photographs {remedy}: see docs/photographs.md"
         )
 
 

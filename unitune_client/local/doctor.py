@@ -26,6 +26,7 @@ DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "gr
 # Other distributions of the same module.
 ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu",)}
 
+NOT_TOLD = "not known yet: the gateway has no answer from {}"  # of the model and the defaults
 NO_ENGINES = "none; the first edit builds one, or `unitune build`"
 # Folders of a base model in diffusers layout without which nothing runs.
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
@@ -193,14 +194,17 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
         f"interpolation {sampling.interpolation:g}"
     )
     yield "server", info.version
-    yield "base model", f"{model.name}, {model.width} x {model.height} pixels"
+    known = f"{model.name}, {model.width} x {model.height} pixels"
+    yield "base model", known if model.name else NOT_TOLD.format("a tuner or a sampler")
     yield "methods", ", ".join(info.methods)
     yield "schedulers", ", ".join(info.schedulers)
-    yield "tuning defaults", f"{updates}, mode {tuning.mode}, rare tokens {tuning.rare_tokens}"
+    tuned = f"{updates}, mode {tuning.mode}, rare tokens {tuning.rare_tokens}"
+    yield "tuning defaults", tuned if tuning.mode else NOT_TOLD.format("a tuner")
     lora = f" and its fast LoRA ({model.fast_lora})" if model.fast_lora else ""
     fast = f", {model.fast_steps} with --fast{lora}" if model.fast_steps else ""
     steps = f"{sampling.num_inference_steps} {sampling.scheduler} steps{fast}"
-    yield "edit defaults", f"{sampling.method}, {weights}, {steps}"
+    edited = f"{sampling.method}, {weights}, {steps}"
+    yield "edit defaults", edited if sampling.method else NOT_TOLD.format("a sampler")
     yield "limits", f"{pictures}, {limits.prompt_characters} characters a prompt, {limits.seeds} seeds"
     yield "limits of a tenant", limits_of_a_tenant(limits)
     yield "limits of a request", limits_of_a_request(limits)
