@@ -31,6 +31,8 @@ class KnownServices:
 
     async def begin(self) -> None:
         """Ask the samplers once. Of whom nothing is known, use what an earlier process knew."""
+        # Tuners call, so that no poll learns of them in time.
+        metrics.UPSTREAM_UP.labels(TUNER).set_function(lambda: self._tuners.is_any_there)
         try:
             if self._state.is_shared:
                 await self._share()
@@ -64,7 +66,6 @@ class KnownServices:
             telemetry.failure(logger, "samplers not asked")
             is_up = False
         metrics.UPSTREAM_UP.labels(SAMPLER).set(is_up)
-        metrics.UPSTREAM_UP.labels(TUNER).set(self._tuners.is_any_there)
 
     async def keep(self) -> None:
         """Write into the state what is new, if that can be written."""

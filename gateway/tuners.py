@@ -76,7 +76,8 @@ class Tuners:
     @property
     def is_any_there(self) -> bool:
         """Whether a tuner calls now, or is about to; or calls another gateway."""
-        return self._is_any_here or time.monotonic() < max(self._elsewhere_s.values(), default=-math.inf) + ELSEWHERE_S
+        elsewhere_s = list(self._elsewhere_s.values())  # at once: metrics are asked for in another thread
+        return self._is_any_here or time.monotonic() < max(elsewhere_s, default=-math.inf) + ELSEWHERE_S
 
     @property
     def _is_any_here(self) -> bool:

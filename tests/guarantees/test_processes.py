@@ -238,7 +238,7 @@ from tuner_svc.gateways import Gateways
 from unitune.object_store import ObjectStore
 from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE
 
-stage = Path(sys.argv[1])
+stage = Path(sys.argv.pop())  # the program itself takes no arguments
 put, report = ObjectStore.put, Gateways.report
 
 def hold(at):
@@ -267,7 +267,7 @@ runpy.run_module("tuner_svc", run_name="__main__")
 @contextlib.contextmanager
 def held_tuner(own: Services, stage: Path) -> Iterator[subprocess.Popen[str]]:
     """A tuner that waits at the stage which a file names, until the file is gone."""
-    environ = {**os.environ, **own._settings["tuner"], "UNITUNE_METRICS_ADDRESS": "", "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, **own.by_name["tuner"].settings, "UNITUNE_METRICS_ADDRESS": "", "PYTHONPATH": str(ROOT)}
     command: Sequence[str] = [sys.executable, "-c", HELD_TUNER, str(stage)]
     with subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -294,8 +294,8 @@ async def test_a_tuner_that_stood_still_before_its_manifest_leaves_nothing(
             other.send_signal(signal.SIGSTOP)  # it may have been given the tuning, and then finds it lost
             try:
                 name = await created(channel, colour, updates=2)
-                while await asyncio.to_thread(process.stdout.readline) != "held\n":
-                    pass
+                while (line := await asyncio.to_thread(process.stdout.readline)) != "held\n":
+                    assert line, "the tuner has ended"
             finally:
                 process.send_signal(signal.SIGSTOP)
                 other.send_signal(signal.SIGCONT)

@@ -114,7 +114,7 @@ OF_THE_API = {
     },
     tuning_pb2.CreateTuningRequest: {"parent", "config", "request_id", "labels", "validate_only"},
     tuning_pb2.TuningConfig: {"batch", "seed", "embedding_learning_rate", "scale_learning_rate"},
-    edit_pb2.CompareRequest: {"parent", "validate_only"},
+    edit_pb2.CompareRequest: {"parent", "validate_only", "request_id"},
 }  # fmt: skip
 NEVER_REFUSED = {"omit_metadata"}  # --no-metadata; no value of it can be wrong
 COMMANDS = {
