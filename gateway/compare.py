@@ -25,7 +25,7 @@ from gateway.relay import Relay
 from gateway.samplers import Samplers
 from gateway.tunings import Tunings
 from unitune import telemetry
-from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
+from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT, TUNING_METHODS
 from unitune.errors import (
     COST_LIMIT,
     Internal,
@@ -37,7 +37,7 @@ from unitune.errors import (
     length_of,
     to_status,
 )
-from unitune.options import SAMPLING, Flat, check, put_words
+from unitune.options import SAMPLING, Flat, check, options_of, put_words
 from unitune.picture_file import PictureInfo
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditEvent, EditRequest
@@ -47,11 +47,9 @@ from unitune.v1.tuning_pb2 import TuningConfig
 logger = logging.getLogger(__name__)
 
 MOST_BEGINS = 3  # of a method's edit: one that was joined and lost begins again
-NEEDED_WORD = {
-    "dreambooth": "class_noun",
-    "textual_inversion": "initial_word",
-}  # only the caller can choose these words
-NEEDED = {**NEEDED_WORD, PROMPT_TO_PROMPT: "base_prompt"}  # the same, in fields of the request
+# The field of the request that each method reads alone, and cannot do without: only the caller can choose such words.
+NEEDED = {method: name for name, field in options_of(CompareRequest).items() for method in field.methods}
+NEEDED_WORD = {method: word for method, word in NEEDED.items() if method in TUNING_METHODS}  # those of a tuning
 
 
 @dataclass(frozen=True)

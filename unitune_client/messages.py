@@ -22,8 +22,6 @@ from unitune_client.options import SHARED_OPTIONS, EditOptions
 Methods = Sequence[str] | Mapping[str, EditOptions] | None
 
 REQUEST_OPTIONS = ("seeds", "preview_every", "mask", "omit_metadata")
-# Words of a comparison, and the method that reads each; without that method they are refused.
-METHOD_OF_WORD = {"class_noun": "dreambooth", "initial_word": "textual_inversion", "base_prompt": "prompt_to_prompt"}
 OPTIONS_OF_THE_WHOLE = {"method", *REQUEST_OPTIONS, "timeout_s"}  # of a comparison
 
 M = TypeVar("M", bound=Message)
@@ -90,10 +88,11 @@ def compare_request(
 
 
 def narrow_comparison(request: edit_pb2.CompareRequest, methods: Sequence[str]) -> None:
-    """Ask for these methods alone, with the options that the request has for each, and without words of others."""
-    for word, method in METHOD_OF_WORD.items():
-        if method not in methods:
-            request.ClearField(word)
+    """Ask for these methods alone, with the options that the request has for each, and without words of others, which
+    would be refused."""
+    for name, field in options_of(type(request)).items():
+        if not any(field.is_read_by(method) for method in methods):
+            request.ClearField(name)
     own = {Flat(one).method: one.SerializeToString() for one in request.methods}
     request.ClearField("methods")
     for method in methods:
