@@ -13,6 +13,7 @@ from gateway.config import GatewayConfig
 from protos.generated_file import ROOT, write
 from sampler_svc.config import SamplerConfig
 from tuner_svc.config import TunerConfig
+from unitune import settings
 from unitune.service_settings import ServiceSettings
 
 PAGE = ROOT / "docs" / "settings.md"
@@ -67,12 +68,10 @@ def default_of(field: "dataclasses.Field[object]") -> str:
     """A field's default, as one would write it."""
     if field.default is dataclasses.MISSING:
         return "none: it must be set"
-    if field.default is None or field.default == "":
-        return "empty"
     if isinstance(field.default, Path):
         return f"`{field.default.relative_to(ROOT)}` beside the program"
-    value = f"{field.default:.0f}" if isinstance(field.default, float) and field.default.is_integer() else field.default
-    return f"`{value}`"
+    value = settings.default_of(field)
+    return value if value == settings.EMPTY else f"`{value}`"
 
 
 def page() -> str:

@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 
 PREFIX = "UNITUNE_"
 CONFIG = "UNITUNE_CONFIG"  # a TOML file with settings
+EMPTY = "empty"  # stands for a default that is unset, or no text
 HELP = frozenset({"-h", "--help"})
 TABLES = ("gateway", "tuner", "sampler")  # of that file; a program reads its own
 
@@ -166,13 +167,21 @@ def listed(cls: type[Any]) -> str:
     for field in dataclasses.fields(cls):
         if "env" not in field.metadata:
             continue
-        if field.default is dataclasses.MISSING:
-            default = "must be set"
-        else:
-            default = f"default: {'empty' if field.default is None or field.default == '' else field.default}"
+        default = "must be set" if field.default is dataclasses.MISSING else f"default: {default_of(field)}"
         told = textwrap.wrap(f"{field.metadata['help']}  [{default}]", 100)
         lines += ["", f"{field.metadata['env']}, {field.name}", *(f"    {line}" for line in told)]
     return "\n".join(lines)
+
+
+def default_of(field: "dataclasses.Field[Any]") -> str:
+    """The default of a field that has one, as one would write it."""
+    if field.default is None or field.default == "":
+        return EMPTY
+    return (
+        f"{field.default:.0f}"
+        if isinstance(field.default, float) and field.default.is_integer()
+        else f"{field.default}"
+    )
 
 
 def num_cores() -> int:
