@@ -104,11 +104,12 @@ def _kinds(shards: list[FileHeader]) -> dict[str, Kind]:
 def _write_fp32(path: Path, shards: list[FileHeader]) -> None:
     """One file of all shards, tensor by tensor."""
     tensors = {name: one for shard in shards for name, one in read_tensors(shard).items()}
+    kinds = _kinds(shards)
 
     def data(name: str) -> memoryview:
         tensor = tensors[name]
-        if tensor.dtype in (torch.float16, torch.bfloat16):
+        if kinds[name].dtype == "F32":
             tensor = tensor.float()
         return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
-    tensor_file.write_file(path, _kinds(shards), data, {"format": "pt"})
+    tensor_file.write_file(path, kinds, data, {"format": "pt"})
