@@ -94,6 +94,7 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
     alone = 2 if quick else ALONE
     on_fleet: dict[str, tuple[list[Made | Lost], float]] = {}
     on_one: dict[str, tuple[list[Made | Lost], float]] = {}
+    commits: dict[str, float] = {}  # of an edit in each load
     loads = {
         "visits": visits(number, 1 if quick else VISITS, 2 if quick else EDITS_OF_A_VISIT, options.seed),
         "rush": rush(number, 2 * number, 2 if quick else RUSHED_EDITS),
@@ -110,6 +111,7 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
             before, began = await asyncio.to_thread(fleet.commits), time.monotonic()
             on_fleet[name] = await lived(users, name, load)
             after, passed_s = await asyncio.to_thread(fleet.commits), time.monotonic() - began
+            commits[name] = max(0.0, after - before - idle_commits * passed_s) / load.edits
         await warm.edit(users, [0] * alone)
     say("gateways over one sampler")
     await asyncio.to_thread(fleet.use_samplers, 1)
@@ -135,8 +137,7 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
         gateway_cpu_s=warm.cpu_s(GATEWAY),
         database_cpu_s=warm.cpu_s(DATABASE),
         client_cpu_s=warm.cpu_s(CLIENT),
-        # Of the load without pauses, in which gateways make fewest by themselves.
-        commits=max(0.0, after - before - idle_commits * passed_s) / loads["rush"].edits,
+        commits=commits["rush"],  # without pauses, in which gateways make commits by themselves
         idle_commits_per_s=idle_commits,
     )
     phases = {name: Phase(load, Outcome.of(*on_fleet[name]), Outcome.of(*on_one[name])) for name, load in loads.items()}
