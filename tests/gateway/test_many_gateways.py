@@ -29,7 +29,7 @@ from tests.gateway.test_postgres import NEVER_S
 from tests.postgres_server import PostgresServer
 from unitune import serving
 from unitune.errors import Internal, from_status
-from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditRequest, GetEditRequest
+from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditEvent, EditRequest, GetEditRequest
 from unitune.v1.image_pb2 import DeleteImageRequest
 from unitune.v1.key_pb2 import RevokeKeyRequest
 from unitune.v1.tuning_pb2 import (
@@ -249,14 +249,20 @@ async def test_one_comparison_at_two_gateways_is_one_edit_of_each_method(pair: t
     await compared_by(*pair)
 
 
+async def held_edit(world: World) -> tuple[EditRequest, "asyncio.Task[list[EditEvent]]"]:
+    """A request whose edit runs until the sampler may go on, and its events to come."""
+    world.sampler.go_on.clear()
+    await world.tuned()
+    request = asked()
+    running = asyncio.create_task(all_of(world, request))
+    await eventually(lambda: _true(len(world.sampler.requests) == 1))
+    return request, running
+
+
 async def test_a_drain_ends_who_waits_for_an_edit_elsewhere(pair: tuple[World, World]) -> None:
     """A request that has joined an edit of another gateway is told to ask elsewhere; the edit goes on."""
     first, second = pair
-    first.sampler.go_on.clear()
-    await first.tuned()
-    request = asked()
-    running = asyncio.create_task(all_of(first, request))
-    await eventually(lambda: _true(len(first.sampler.requests) == 1))
+    request, running = await held_edit(first)
     call = second.edits.Edit(request, timeout=60)
     assert (await call.read()).HasField("accepted")
     await second.gateway.drain()
@@ -274,11 +280,7 @@ async def test_many_that_join_an_edit_ask_the_state_as_one(
     """Thirty requests at another gateway wait for one edit: the database has no more to do than for one of them, and
     each has its pictures."""
     first, second = pair
-    first.sampler.go_on.clear()
-    await first.tuned()
-    request = asked()
-    running = asyncio.create_task(all_of(first, request))
-    await eventually(lambda: _true(len(first.sampler.requests) == 1))
+    request, running = await held_edit(first)
     joined = [second.edits.Edit(request, timeout=60) for _ in range(30)]
     for call in joined:
         assert (await call.read()).HasField("accepted")

@@ -148,16 +148,22 @@ async def test_done_may_be_reported_twice(world: World) -> None:
     ]
 
 
+async def queued_for_another(world: World, *, lease_s: float) -> tuple[Tuner, Tuning]:
+    """A gateway with such leases, without its tuner; another tuner, and a tuning for it to take."""
+    await world.close()
+    world.config = replace(world.config, lease_s=lease_s)
+    await world.open()
+    assert world.tuner_server is not None
+    another = Tuner(world.tuner.store)
+    await world.tuner_server.stop()
+    return another, await world.tune()
+
+
 async def test_a_lease_runs_out_and_the_late_tuner_is_told(world: World) -> None:
     """A tuning whose tuner reports nothing is given to another one. When the first reports after all, it is told that
     its lease is lost, nothing changes, and of its weights nothing is left."""
-    await world.close()
-    world.config = replace(world.config, lease_s=1.0)
-    await world.open()
-    assert world.gateway is not None and world.tuner_server is not None
-    late = Tuner(world.tuner.store)
-    await world.tuner_server.stop()
-    tuning = await world.tune()
+    late, tuning = await queued_for_another(world, lease_s=1.0)
+    assert world.gateway is not None
     async with serving.channel(world.gateway.internal_address) as channel:
         pool = TunerPoolServiceStub(channel)
         request = TakeTuningRequest(tuner=late.process, base_model=late.base_model.digest)
@@ -181,13 +187,8 @@ async def test_a_clock_that_is_set_takes_no_lease_and_lengthens_none(
 ) -> None:
     """The machine's clock is set an hour forward, as after it was asleep, or back. A tuner has the time of a lease to
     report, and one that is gone loses its tuning when that is over."""
-    await world.close()
-    world.config = replace(world.config, lease_s=3.0)
-    await world.open()
-    assert world.gateway is not None and world.tuner_server is not None
-    gone = Tuner(world.tuner.store)
-    await world.tuner_server.stop()
-    tuning = await world.tune()
+    gone, tuning = await queued_for_another(world, lease_s=3.0)
+    assert world.gateway is not None
     async with serving.channel(world.gateway.internal_address) as channel:
         request = TakeTuningRequest(tuner=gone.process, base_model=gone.base_model.digest)
         await TunerPoolServiceStub(channel).TakeTuning(request, timeout=5)
