@@ -150,12 +150,14 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
         """Refit a free engine with the weights, if there is one. It waits for none, since edits come first.
 
-        Weights of embeddings alone need no engine: they are only read.
+        Weights that were read already are those of an edit that came first, and take no other edit's engine. Weights of
+        embeddings alone need no engine: they are only read.
         """
         if not request.weights.digest:
             raise InvalidField("weights.digest", "", "it must be set")
         store_paths.check_weights(request.weights.path, "weights.path")
-        if self._num_waiting() or not self._model.pool.is_free():
+        is_used = request.weights.digest in self._weights.held()
+        if is_used or self._num_waiting() or not self._model.pool.is_free():
             return sampler_pb2.LoadResponse()
 
         def load() -> sampler_pb2.LoadResponse:

@@ -461,11 +461,19 @@ async def test_loading_ahead_is_never_in_the_way_of_an_edit(sampler, stored) -> 
     stream.cancel()
 
     assert not busy.HasField("loading")
-    free = None
-    while free is None or not free.HasField("loading"):
-        free = await sampler.Load(sampler_pb2.LoadRequest(weights=mine))
-        await asyncio.sleep(0.01)
-    assert free.loading.warm
+    assert (await events(sampler, request(mine)))[0].loading.warm
+
+
+async def test_loading_what_was_used_takes_no_other_edits_engine(sampler, stored) -> None:
+    """The weights of an edit that came before its Load are in memory, and the engine stays with the edit after it."""
+    mine, other = stored(1), stored(2)
+    await events(sampler, request(mine))
+    await events(sampler, request(other))
+
+    late = await sampler.Load(sampler_pb2.LoadRequest(weights=mine))
+
+    assert not late.HasField("loading")
+    assert (await events(sampler, request(other)))[0].loading.warm
 
 
 async def test_loading_what_is_not_there_fails(sampler) -> None:
@@ -516,7 +524,7 @@ async def test_a_replica_tells_what_routing_needs(sampler, service: SamplerServi
     first = await anext(states)
     assert first.epoch and (first.running, first.edit_s, first.refit_s, len(first.held)) == (0, 0, 0, 0)
 
-    running = asyncio.create_task(events(sampler, request(weights, num_inference_steps=60)))
+    running = asyncio.create_task(events(sampler, request(weights, num_inference_steps=600)))
     coming = await asyncio.wait_for(_first(states, lambda state: state.running), 30)
     assert list(coming.loading) in ([weights.digest], []) and coming.epoch == first.epoch
     assert kinds(await running)[-1] == "done"

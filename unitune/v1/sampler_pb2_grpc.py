@@ -117,7 +117,8 @@ class SamplerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Load(self, request, context):
-        """Load puts weights into a free engine before the first edit asks for them; when no engine is free it does nothing.
+        """Load puts weights into a free engine before the first edit asks for them. It does nothing when no engine is free, or
+        when this replica has read the weights already.
         Fails with DATA_LOSS as Sample does, and with UNAVAILABLE (DRAINING) when the replica accepts no more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
