@@ -1,8 +1,8 @@
-"""Train the super-resolution model: from a 64 px picture and its caption to the same picture at 128 px.
+"""Train the super-resolution model: from a 64 px picture and its caption to the same picture at 256 px.
 
-    python -m stickerbook.train_super_resolution --updates 3600
+    python -m stickerbook.train_super_resolution --updates 8000
 
-It needs the base model's folder, for its autoencoder and text encoder, and the latent cache of `stickerbook.train`. The
+It needs the base model's folder, for its autoencoder and text encoder. The
 pictures to enlarge are mostly renders after the autoencoder's round trip, as soft as edits. Each is noised to a level
 that the network is told (conditioning augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487, section
 2.4), so that the network corrects their errors. It predicts the clean picture's difference to the upsampled one, like
@@ -25,21 +25,20 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from stickerbook.batches import batches, workers_for
 from stickerbook.captions import caption, training_caption
 from stickerbook.checkpoint import TrainingLog, TrainingRun
-from stickerbook.latents import cached_latents
 from stickerbook.pictures import as_images, as_pixels, pictures
 from stickerbook.samples import contact_sheet
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import CONTEXT_WIDTH, new_scheduler, tokenizer_of_process, tokens_of
 from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
 
-SIDE = 128
-BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 32x32
+SIDE = 256
+BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 64x64
 MAX_LEVEL = 250  # of the augmentation; above it no detail is left
 PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders without the autoencoder's round trip
 
 
 def new_super_resolution() -> UNet2DConditionModel:
-    """Super-resolution, untrained: 3.2 million parameters, cross-attention at 8x8, told the augmentation's level.
+    """Super-resolution, untrained: 3.2 million parameters, cross-attention at 16x16, told the augmentation's level.
 
     At first it predicts no difference to the upsampled picture.
     """
@@ -79,7 +78,7 @@ def as_blocks(images: torch.Tensor) -> torch.Tensor:
 
 
 def enlarged(images: torch.Tensor) -> torch.Tensor:
-    """Pictures of 64 px, (n, 3, 64, 64), bilinearly at 128 px."""
+    """Pictures of 64 px, (n, 3, 64, 64), bilinearly at 256 px."""
     return functional.interpolate(images, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
 
 
@@ -88,16 +87,16 @@ def drawn_levels(rng: np.random.Generator, count: int) -> torch.Tensor:
     return torch.from_numpy((MAX_LEVEL * rng.random(count) ** 2).astype(np.int64))
 
 
-def drawn(batch: int, scenes: int, update: int) -> tuple[torch.Tensor, ...]:
-    """What an update sees of `batch` / 2 scenes: seeds and token ids, pictures of 64 and of 128 px, which of the small
+def drawn(batch: int, update: int) -> tuple[torch.Tensor, ...]:
+    """What an update sees of `batch` / 2 scenes: token ids, pictures of 64 and of 256 px, which of the small
     ones are plain; and levels for all of the batch."""
     rng = np.random.default_rng([3, update])
-    seeds = rng.integers(scenes, size=batch // 2)
+    seeds = rng.integers(FIRST_HELD_OUT_SEED, size=batch // 2)
     captions = [training_caption(draw_scene(int(seed)), rng) for seed in seeds]
     is_plain = torch.from_numpy(rng.random(len(seeds)) < PLAIN_SHARE)
     small, large = pictures(seeds.tolist()), pictures(seeds.tolist(), side=SIDE)
     tokens = tokens_of(tokenizer_of_process(), captions)
-    return torch.from_numpy(seeds), tokens, small, large, is_plain, drawn_levels(rng, batch)
+    return tokens, small, large, is_plain, drawn_levels(rng, batch)
 
 
 def loss_of(
@@ -111,7 +110,7 @@ def loss_of(
 ) -> torch.Tensor:
     """Mean squared error of the picture, unweighted, since the noisy timesteps decide what it shows.
 
-    `images` are (n, 3, 128, 128), `small` (n, 3, 64, 64), `levels` timesteps (n,).
+    `images` are (n, 3, 256, 256), `small` (n, 3, 64, 64), `levels` timesteps (n,).
     """
     target, low = as_blocks(images), as_blocks(enlarged(small))
     noise = torch.randn(target.shape, generator=generator, device=target.device)
@@ -137,7 +136,7 @@ def enlarge(
     steps: int = 1,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Pictures of 64 px, (n, 3, 64, 64), at 128 px by DDIM, without guidance; both in about [-1, 1]."""
+    """Pictures of 64 px, (n, 3, 64, 64), at 256 px by DDIM, without guidance; both in about [-1, 1]."""
     generator = torch.Generator("cpu").manual_seed(seed)
     low = as_blocks(enlarged(small))
     levels = torch.full((len(low),), noise_level)
@@ -158,7 +157,7 @@ def psnr_of(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def bicubic(small: torch.Tensor) -> torch.Tensor:
-    """Bicubic upsampling, for comparison: (n, 3, 64, 64) at 128 px."""
+    """Bicubic upsampling, for comparison: (n, 3, 64, 64) at 256 px."""
     large = [Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in as_pixels(small)]
     return as_images(np.stack([np.asarray(picture) for picture in large]))
 
@@ -184,20 +183,20 @@ class HeldOut:
             self.context = text_encoder(tokens_of(tokenizer, captions)).last_hidden_state
 
     def enlarged_by(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler) -> torch.Tensor:
-        """All of them at 128 px, in about [-1, 1]."""
+        """All of them at 256 px, in about [-1, 1]."""
         return enlarge(unet, self.context.to(unet.device), self.small.to(unet.device), scheduler).cpu()
 
     def sheet(self, large: torch.Tensor, count: int = 6) -> np.ndarray:
         """Bicubic, enlarged and truth below one another; uint8."""
         rows = torch.cat([self.bicubic[:count], large[:count], self.truth[:count]])
-        return contact_sheet(as_pixels(rows), count, enlarge=2)
+        return contact_sheet(as_pixels(rows), count, enlarge=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
     parser.add_argument("--model", type=Path, default=Path(__file__).parent / "model", help="the base model's folder")
-    parser.add_argument("--updates", type=int, default=3600)
+    parser.add_argument("--updates", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=12, help="noisy pictures in an update, two of each scene")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with that of this base model")
@@ -218,8 +217,6 @@ def main() -> None:
     autoencoder.to(device, memory_format=torch.channels_last)
     text_encoder.to(device)
     workers = workers_for(device)
-    scenes = cached_latents(options.work / "latents.npy", autoencoder, 1, device, workers)
-    latents = torch.from_numpy(np.array(scenes)).to(device)
     unet = new_super_resolution().to(device, memory_format=torch.channels_last)
     path = options.work / "super_resolution.safetensors"
     run = TrainingRun(path, unet, learning_rate=options.learning_rate, updates=options.updates)
@@ -230,13 +227,13 @@ def main() -> None:
     print(f"held-out PSNR of bicubic enlargement {psnr_of(held_out.bicubic, held_out.truth).mean():.2f} dB", flush=True)
     generator = torch.Generator(device)
     log = TrainingLog(run, batch=options.batch, every=50)
-    make = partial(drawn, options.batch, len(latents))
+    make = partial(drawn, options.batch)
     for batch in batches(make, range(run.updates_done, options.updates), workers):
-        seeds, tokens, plain, images, is_plain, levels = (tensor.to(device) for tensor in batch)
+        tokens, plain, images, is_plain, levels = (tensor.to(device) for tensor in batch)
         generator.manual_seed(run.updates_done)
         with torch.no_grad(), torch.autocast(device, torch.bfloat16):
             context = text_encoder(tokens).last_hidden_state.float()
-            soft = autoencoder.decode(latents[seeds].float()).sample.float().clamp(-1, 1)
+            soft = reconstruct(autoencoder, plain).float()
         small = torch.where(is_plain[:, None, None, None], plain, soft)
         # Painting and decoding a scene cost as much as a pass over it, so each is used twice.
         context, images, small = (torch.cat([tensor, tensor]) for tensor in (context, images, small))
