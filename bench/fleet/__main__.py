@@ -90,8 +90,8 @@ def tiny(folder: Path) -> Path:
 
 async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> Report:
     """Costs, then both loads on the fleet and on one sampler."""
-    number, quick = options.tunings, options.quick
-    alone = 2 if quick else ALONE
+    number, quick, cores = options.tunings, options.quick, os.cpu_count() or 1
+    alone, at_once = 2 if quick else ALONE, range(min(cores, number))
     on_fleet: dict[str, tuple[list[Made | Lost], float]] = {}
     on_one: dict[str, tuple[list[Made | Lost], float]] = {}
     commits: dict[str, float] = {}  # of an edit in each load
@@ -108,11 +108,13 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
         await begun.edit(users, [0])
         for name, load in loads.items():
             await warm.edit(users, [0] * alone)
+            await warm.crowd(users, at_once, alone)
             before, began = await asyncio.to_thread(fleet.commits), time.monotonic()
             on_fleet[name] = await lived(users, name, load)
             after, passed_s = await asyncio.to_thread(fleet.commits), time.monotonic() - began
             commits[name] = max(0.0, after - before - idle_commits * passed_s) / load.edits
         await warm.edit(users, [0] * alone)
+        await warm.crowd(users, at_once, alone)
     say("gateways over one sampler")
     await asyncio.to_thread(fleet.use_samplers, 1)
     async with Users(fleet.addresses, STEPS) as again:
@@ -131,6 +133,7 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
         sampling_s=statistics.fmean(edit.sampling_s for edit in single),
         samplings_s=tuple(edit.sampling_s for edit in single),
         computes=min(1.0, warm.cpu_s(SAMPLER) / statistics.fmean(edit.sampling_s for edit in warm.made)),
+        crowding=warm.crowding(),
         refit_s=max(first),
         kept_refit_s=statistics.fmean(kept),
         tuning_s=tuning_s,
@@ -145,7 +148,7 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
     return Report(
         command=command,
         model=options.model,
-        cores=os.cpu_count() or 1,
+        cores=cores,
         threads=THREADS,
         gateways=SIZE.gateways,
         samplers=SIZE.samplers,

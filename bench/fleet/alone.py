@@ -1,5 +1,7 @@
-"""Edits one at a time, at several moments of a run, and what each of them takes."""
+"""Edits one at a time, and as many as there are cores, at several moments of a run: what each of them takes."""
 
+import asyncio
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from bench.fleet.services import Fleet
 from bench.fleet.users import Lost, Made, Users
 
+QUEUED_S = 0.05  # less is not waiting for another edit
 CLIENT = "client"  # the process of the users, beside the kinds of services
 
 
@@ -18,6 +21,7 @@ class Alone:
         self._fleet, self._idle = fleet, idle
         self._cpu_s: dict[str, float] = defaultdict(float)
         self.made: list[Made] = []
+        self.crowded: list[Made] = []  # at the same time as another one on every other core
 
     async def edit(self, users: Users, tunings: Sequence[int]) -> None:
         """Edits of these tunings, each after the one before. Raises RuntimeError for one that is lost."""
@@ -30,6 +34,19 @@ class Alone:
         passed_s = time.monotonic() - began
         for kind, seconds in cpu_s(self._fleet).items():
             self._cpu_s[kind] += seconds - before[kind] - self._idle[kind] * passed_s
+
+    async def crowd(self, users: Users, tunings: Sequence[int], times: int) -> None:
+        """Edits of these tunings at once, so many times. What waited for another one does not count."""
+        for seed in range(times):
+            edits = await asyncio.gather(*(users.edit(tuning, seed=seed, gateway=tuning) for tuning in tunings))
+            self.crowded += [edit for edit in edits if isinstance(edit, Made) and edit.queue_s < QUEUED_S]
+
+    def crowding(self) -> float:
+        """How many times as long an edit samples while all cores do; 1 where that was not measured."""
+        if not self.crowded:
+            return 1.0
+        alone_s = statistics.fmean(edit.sampling_s for edit in self.made)
+        return max(1.0, statistics.fmean(edit.sampling_s for edit in self.crowded) / alone_s)
 
     def cpu_s(self, kind: str) -> float:
         """The CPU seconds that an edit took of a kind of process."""

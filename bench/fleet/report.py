@@ -19,6 +19,7 @@ class Costs:
     sampling_s: float  # of that, at the sampler
     samplings_s: tuple[float, ...]  # the same of each edit, whose mean that is
     computes: float  # the share of it for which a core computes
+    crowding: float  # how many times as long that takes while all cores compute: they share memory and caches
     refit_s: float  # from the store
     kept_refit_s: float  # with weights that the sampler keeps in its memory
     tuning_s: float  # of all tunings together, divided by their number for each tuner

@@ -36,7 +36,7 @@ STARTS_S = (90.0, 300.0)
 EDITS_EACH = (1, 2, 4, 8, 16, 32)
 USERS = (1e4, 1e5, 1e6, 1e7)
 COMMITS, NOTIFYING = 3100.0, 200.0  # a second, of a disk with other work: python -m bench.scale.commits
-OF_ONE_MACHINE = ("serving_cpu_s", "beside_cpu_s", "computes", "edits_s")
+OF_ONE_MACHINE = ("serving_cpu_s", "beside_cpu_s", "computes", "crowding", "edits_s")
 OPTIONS = [field.name for field in fields(Costs) if field.name not in OF_ONE_MACHINE]
 
 

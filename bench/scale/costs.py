@@ -20,6 +20,7 @@ class Costs:
     serving_cpu_s: float = 0.0  # of an edit, in gateways, database and clients, before it is at the sampler
     beside_cpu_s: float = 0.0  # the same while it is there
     computes: float = 1.0  # the share of its time at the sampler for which an edit needs a core
+    crowding: float = 1.0  # how many times as long computing takes while all cores compute
     edits_s: tuple[float, ...] = ()  # what edits take in place of `edit_s`: each as long as one of these
 
 
@@ -53,6 +54,7 @@ def measured(report: Report) -> Costs:
         serving_cpu_s=before_s,
         beside_cpu_s=serving_cpu_s - before_s,
         computes=costs.computes,
+        crowding=costs.crowding,
         edits_s=costs.samplings_s,
     )
 

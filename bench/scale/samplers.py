@@ -141,25 +141,31 @@ class Sampler:
         if self._cores is None:
             yield self._env.timeout(seconds)
         else:
-            yield from self._cores.compute(seconds * self._costs.computes)
+            yield from self._cores.compute(seconds * self._costs.computes, is_edit=True)
             yield self._env.timeout(seconds * (1 - self._costs.computes))
 
 
 class Cores:
-    """The cores of one machine, which all processes on it take in turns."""
+    """The cores of one machine, which all processes on it take in turns, and which share its memory and caches."""
 
     SLICE_S = 0.01
 
-    def __init__(self, env: simpy.Environment, number: int) -> None:
+    def __init__(self, env: simpy.Environment, number: int, crowding: float = 1.0) -> None:
+        """`crowding` is how many times as long an edit computes while every core does so, 1 or more."""
         self._env = env
         self._cores = simpy.Resource(env, number)
+        self._longer_by = (crowding - 1) / max(1, number - 1)  # for every other core with an edit
+        self._edits = 0  # that compute now
 
-    def compute(self, seconds: float) -> Steps:
-        """Compute on one core for so long, beside the others."""
+    def compute(self, seconds: float, *, is_edit: bool = False) -> Steps:
+        """Compute on one core for so long, beside the others; an edit for longer beside other edits."""
         left_s = seconds
         while left_s > 0:
             slice_s = min(left_s, self.SLICE_S)
             with self._cores.request() as core:
                 yield core
-                yield self._env.timeout(slice_s)
+                longer = 1 + self._longer_by * self._edits * is_edit
+                self._edits += is_edit
+                yield self._env.timeout(slice_s * longer)
+                self._edits -= is_edit
             left_s -= slice_s

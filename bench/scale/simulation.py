@@ -99,7 +99,7 @@ class Simulation:
     def __init__(self, setup: Setup, seed: int = 0) -> None:
         self._setup, self._draws = setup, Random(f"simulation {seed}")
         self._env = simpy.Environment()
-        self._cores = Cores(self._env, setup.cores) if setup.cores else None
+        self._cores = Cores(self._env, setup.cores, setup.costs.crowding) if setup.cores else None
         self._gateways = [
             Gateway(setup.policy.policy(Random(f"gateway {seed} {number}"))) for number in range(setup.gateways)
         ]

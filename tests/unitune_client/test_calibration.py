@@ -11,7 +11,6 @@ from unitune_client.cli.calibration import (
     EditFigures,
     cheapest_reconstruction,
     choose,
-    distances,
     kept_db,
     undominated,
 )
@@ -43,24 +42,38 @@ def test_a_photograph_is_compared_at_a_smaller_size() -> None:
     assert kept_db(png(plain[:256, :512]), png(plain[:512, :1024])) == MOST_DB
 
 
-def test_the_choice_neither_keeps_all_nor_gains_all() -> None:
-    """Of settings from "does nothing" to "destroys the photograph", the bend of the curve is chosen."""
-    curve = [EditFigures(30.0, 0.00), EditFigures(28.0, 0.08), EditFigures(20.0, 0.09), EditFigures(12.0, 0.10)]
+def test_an_edit_that_gains_too_little_is_none() -> None:
+    """Of the settings that gain nine tenths of the most, the one that keeps most is chosen."""
+    curve = [EditFigures(30.0, 0.00), EditFigures(28.0, 0.08), EditFigures(20.0, 0.095), EditFigures(12.0, 0.10)]
 
-    choice = choose({0: curve, 1: curve})
+    choice = choose({0: curve, 1: curve}, [0.0] * 4)
 
-    assert choice.number == 1
-    assert choice.against == ()
-    assert distances(curve)[0] == 1.0
+    assert (choice.number, choice.against) == (2, ())
 
 
-def test_a_seed_that_would_choose_otherwise_is_told() -> None:
-    """The means choose; a seed for which that setting is far from the best speaks against it."""
-    sure = [EditFigures(30.0, 0.0), EditFigures(28.0, 0.09), EditFigures(12.0, 0.10)]
-    other = [EditFigures(30.0, 0.0), EditFigures(13.0, 0.01), EditFigures(29.0, 0.09)]
+def test_of_settings_that_keep_the_same_the_cheapest_is_chosen() -> None:
+    """Less than half a decibel cannot be seen; of equals in cost the one that gains most is chosen."""
+    settings = [EditFigures(18.7, 0.31), EditFigures(19.6, 0.30), EditFigures(20.0, 0.29), EditFigures(20.0, 0.31)]
 
-    assert choose({0: sure, 1: sure, 7: other}).number == 1
-    assert choose({0: sure, 1: sure, 7: other}).against == (7,)
+    assert choose({0: settings}, [64, 128, 192, 192]).number == 1
+    assert choose({0: settings}, [0, 0, 0, 0]).number == 3
+
+
+def test_a_seed_with_which_the_choice_gains_too_little_is_told() -> None:
+    """The means choose; every seed must gain enough alone."""
+    sure = [EditFigures(30.0, 0.0), EditFigures(28.0, 0.098), EditFigures(12.0, 0.10)]
+    other = [EditFigures(30.0, 0.0), EditFigures(27.0, 0.08), EditFigures(13.0, 0.09)]
+
+    choice = choose({0: sure, 1: sure, 7: other}, [0.0] * 3)
+
+    assert (choice.number, choice.against) == (1, (7,))
+
+
+def test_where_all_edits_lose_likeness_the_smallest_loss_is_chosen() -> None:
+    """What keeps more is not enough then, either."""
+    choice = choose({0: [EditFigures(30.0, -0.2), EditFigures(20.0, -0.1)]}, [0.0] * 2)
+
+    assert (choice.number, choice.against) == (1, ())
 
 
 def test_points_that_another_beats_are_left_out() -> None:

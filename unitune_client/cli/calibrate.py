@@ -93,9 +93,9 @@ def calibrate_command(
     each option may be repeated.
 
     An edit is measured by the likeness to its prompt that it gained, which CLIP sees, and by how much of PHOTO it kept.
-    The setting that is nearest to the best of both is chosen, if every seed alone agrees. A base model without a CLIP
-    filter lacks the first figure. Then only updates and learning rate are chosen: the cheapest with which the rare
-    tokens alone give PHOTO back. No figure replaces your eyes: look at the sheets.
+    Of the settings that gain nearly the most, the one that keeps most is chosen, if it gains as much with every seed
+    alone. A base model without a CLIP filter lacks the first figure. Then only updates and learning rate are chosen:
+    the cheapest with which the rare tokens alone give PHOTO back. No figure replaces your eyes: look at the sheets.
 
     OUT gets a sheet for each PHOTO, calibration.json with every figure, and unitune_preset.json. That file counts once
     it is in the base model's folder (--apply). Tunings that exist are used, so a command that was interrupted goes on
@@ -170,7 +170,7 @@ def chosen_tuning(run: CalibrationRun, show: Display) -> tuple[TuningSetting, bo
         )
         db = {setting: trial.reconstructed_db or 0.0 for setting, trial in trials.items()}
         return cheapest_reconstruction(db, {setting: setting.updates for setting in db}), True
-    choice = choice_of(run, run.tunings)
+    choice = choice_of(run, run.tunings, [trial.setting.updates for trial in run.tunings])
     tell(choice, run.tunings, show)
     return run.tunings[choice.number].setting, not choice.against
 
@@ -182,29 +182,29 @@ def chosen_preset(
     own: dict[str, Any] = tuning._asdict()
     preset: dict[str, Any] = {"methods": {DEFAULT_METHOD: own}}
     if run.info.base_model.has_clip_filter:
-        choice = choice_of(run, run.points)
+        choice = choice_of(run, run.points, [0.0 for _ in run.points])
         tell(choice, run.points, show)
         is_clear = is_clear and not choice.against
         own |= run.points[choice.number].setting._asdict()
-        best = undominated([trial.figures for trial in run.points])
-        best = sorted(best, key=lambda number: choice.distances[number])[:MOST_POINTS]
+        figures = [trial.figures for trial in run.points]
+        best = sorted(undominated(figures), key=lambda number: -(figures[number].gained or 0.0))[:MOST_POINTS]
         preset["automatic_points"] = sorted(list(run.points[number].setting) for number in best)
     return preset, is_clear
 
 
-def choice_of(run: CalibrationRun, trials: Sequence[Trial[Setting]]) -> ChosenSetting:
-    """The trial that is nearest to the best of both figures."""
-    return choose({seed: [trial.of_seed(seed) for trial in trials] for seed in run.seeds})
+def choice_of(run: CalibrationRun, trials: Sequence[Trial[Setting]], cost: Sequence[float]) -> ChosenSetting:
+    """The trial that keeps most of those that gain enough."""
+    return choose({seed: [trial.of_seed(seed) for trial in trials] for seed in run.seeds}, cost)
 
 
 def tell(choice: ChosenSetting, trials: Sequence[Trial[Setting]], show: Display) -> None:
     """Say what was chosen, or that it is not clear."""
-    show.say(f"nearest to the best of both figures: {trials[choice.number].setting}")
+    show.say(f"keeps most of those that gain nearly the most: {trials[choice.number].setting}")
     if choice.against:
         seeds = ", ".join(map(str, choice.against))
         show.warn(
-            f"with seed {seeds} alone the choice would be another, so no preset is written; give more photographs, "
-            "prompts or seeds"
+            f"with seed {seeds} alone it gains too little, so no preset is written; give more photographs, prompts or "
+            "seeds"
         )
 
 

@@ -1,8 +1,8 @@
 """Chooses settings of UniTune by measured edits, without a ground truth.
 
 An edit is measured by two figures that pull against each other: how much likeness to the prompt it gained, which CLIP
-sees, and how much of the photograph it kept. A setting that does nothing keeps all and gains nothing. So each figure
-is put on a scale from the worst setting, 0, to the best, 1, and the setting nearest to (1, 1) is chosen.
+sees, and how much of the photograph it kept. A picture that does not show the prompt is no edit, however much it keeps.
+So of the settings that gain enough, the one that keeps most is chosen.
 """
 
 import math
@@ -17,9 +17,8 @@ from unitune.picture_file import rgb
 
 COMPARED_SIDE = 512  # pixels, of the longer side: a camera's noise at full size is not what an edit keeps
 MOST_DB = 99.0  # of two pictures that are the same
-# A choice must be this near to the best with every seed alone, on the scale of 0 to 1.
-SEEDS_AGREE = 0.15
-SAME_DB = 0.5  # of a reconstruction: less than this cannot be seen
+ENOUGH = 0.9  # of the most that any setting gains: likeness levels off where the prompt is shown
+SAME_DB = 0.5  # less than this cannot be seen
 
 S = TypeVar("S", bound=Hashable)
 
@@ -32,10 +31,9 @@ class EditFigures(NamedTuple):
 
 
 class ChosenSetting(NamedTuple):
-    """The chosen setting, and the seeds that speak against it."""
+    """The chosen setting, and the seeds with which it does not gain enough."""
 
     number: int
-    distances: tuple[float, ...]  # of every setting to the best of both figures
     against: tuple[int, ...]
 
 
@@ -64,22 +62,25 @@ def mean(figures: Iterable[EditFigures]) -> EditFigures:
     return EditFigures(fmean(all_kept), None if None in gains else fmean(gains))
 
 
-def distances(settings: Sequence[EditFigures]) -> tuple[float, ...]:
-    """The distance of every setting to the best of both figures, each on its scale from the worst to the best."""
-    scales = [_scaled([one.kept_db for one in settings]), _scaled([one.gained or 0.0 for one in settings])]
-    return tuple(math.hypot(*(1 - value for value in pair)) for pair in zip(*scales, strict=True))
+def choose(by_seed: Mapping[int, Sequence[EditFigures]], cost: Sequence[float]) -> ChosenSetting:
+    """The setting that keeps most of those that gain enough; of equals the cheapest, then the one that gains most.
+
+    `by_seed` has every seed's means, setting by setting, and `cost` what each setting costs.
+    """
+    settings = [mean(row) for row in zip(*by_seed.values(), strict=True)]
+    enough = gaining_enough(settings)
+    kept = max(settings[number].kept_db for number in enough)
+    equal = [number for number in enough if settings[number].kept_db >= kept - SAME_DB]
+    chosen = min(equal, key=lambda number: (cost[number], -(settings[number].gained or 0.0)))
+    against = [seed for seed, figures in by_seed.items() if chosen not in gaining_enough(figures)]
+    return ChosenSetting(chosen, tuple(against))
 
 
-def choose(by_seed: Mapping[int, Sequence[EditFigures]]) -> ChosenSetting:
-    """The setting that is nearest to the best of both figures. `by_seed` has every seed's means, setting by setting."""
-    of_all = distances([mean(row) for row in zip(*by_seed.values(), strict=True)])
-    number = of_all.index(min(of_all))
-    against = []
-    for seed, figures in by_seed.items():
-        own = distances(figures)
-        if own[number] > min(own) + SEEDS_AGREE:
-            against.append(seed)
-    return ChosenSetting(number, of_all, tuple(against))
+def gaining_enough(settings: Sequence[EditFigures]) -> list[int]:
+    """The settings, by number, that gain nearly as much as the one that gains most."""
+    gains = [one.gained or 0.0 for one in settings]
+    most = max(gains)
+    return [number for number, gained in enumerate(gains) if gained >= most - (1 - ENOUGH) * abs(most)]
 
 
 def cheapest_reconstruction(reconstructed_db: Mapping[S, float], cost: Mapping[S, float]) -> S:
@@ -96,8 +97,3 @@ def undominated(settings: Sequence[EditFigures]) -> list[int]:
         for number, point in enumerate(points)
         if not any(other != point and other[0] >= point[0] and other[1] >= point[1] for other in points)
     ]
-
-
-def _scaled(values: Sequence[float]) -> list[float]:
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 1.0 for value in values]
