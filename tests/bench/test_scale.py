@@ -23,7 +23,8 @@ from bench.scale.simulation import Scaling, Setup, Simulation
 BARE = replace(ASSUMED, refit_s=0.0, kept_refit_s=0.0, overhead_s=0.0)  # nothing but the edit itself
 MEASURED = Measured(
     edit_s=0.34, sampling_s=0.3, samplings_s=(0.25, 0.3, 0.35), computes=1.0, crowding=1.2, refit_s=0.04,
-    kept_refit_s=0.03, tuning_s=3.0, gateway_cpu_s=0.01, database_cpu_s=0.002, client_cpu_s=0.01, commits=3.0, idle_commits_per_s=2.0,
+    kept_refit_s=0.03, tuning_s=3.0, gateway_cpu_s=0.01, database_cpu_s=0.002, client_cpu_s=0.01, commits=3.0,
+    idle_commits_per_s=2.0,
 )  # fmt: skip
 
 
