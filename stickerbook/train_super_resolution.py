@@ -34,6 +34,7 @@ from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
 SIDE = 256
 BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 64x64
 MAX_LEVEL = 250  # of the augmentation; above it no detail is left
+NOISY_SHARE = 0.5  # of the noisy pictures: nearly pure noise, where an edit's single step begins
 PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders without the autoencoder's round trip
 
 
@@ -87,6 +88,13 @@ def drawn_levels(rng: np.random.Generator, count: int) -> torch.Tensor:
     return torch.from_numpy((MAX_LEVEL * rng.random(count) ** 2).astype(np.int64))
 
 
+def drawn_timesteps(count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Timesteps of the noisy pictures, a share of them of the noisiest tenth: int64, (count,)."""
+    timesteps = torch.randint(1000, (count,), generator=generator, device=device)
+    is_noisy = torch.rand(count, generator=generator, device=device) < NOISY_SHARE
+    return torch.where(is_noisy, 999 - timesteps // 10, timesteps)
+
+
 def drawn(batch: int, update: int) -> tuple[torch.Tensor, ...]:
     """What an update sees of `batch` / 2 scenes: token ids, pictures of 64 and of 256 px, which of the small
     ones are plain; and levels for all of the batch."""
@@ -115,7 +123,7 @@ def loss_of(
     target, low = as_blocks(images), as_blocks(enlarged(small))
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     augmentation = torch.randn(low.shape, generator=generator, device=low.device)
-    timesteps = torch.randint(1000, (len(target),), generator=generator, device=target.device)
+    timesteps = drawn_timesteps(len(target), generator, target.device)
     signal = scheduler.alphas_cumprod.to(target.device)[timesteps].sqrt()[:, None, None, None]
     seen = scheduler.add_noise(low, augmentation, levels)
     noisy = torch.cat([signal * scheduler.add_noise(target, noise, timesteps), seen], dim=1)
