@@ -712,7 +712,7 @@ class AsyncClient:
                 lost = error
             if told.is_over:
                 raise lost
-            retrying = told.lost(lost)
+            retrying = told.lost(lost, self._reconnect_s)
             pause_s = backoff.pause_after(lost, even_if_full=told.has_begun)
             if retrying is not None:
                 yield retrying

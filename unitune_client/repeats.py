@@ -19,7 +19,9 @@ from unitune_client.channel import Untrusted
 FIRST_S = 0.1  # of the pauses, each of which is twice as long as the one before
 LONGEST_S = 5.0
 FIRST_CONTACT_S = 10.0  # patience with an address where nobody ever answered this client: it may be wrong
-MAX_LOSSES = 5  # of edits that began, without any news between them: one that ends its sampler is not sent for ever
+# Of attempts without any news between them: at which a sampler or tuner had worked, since an edit that ends its sampler
+# is not sent for ever; or that the server only took, once they have gone on for as long as a server may be away.
+MAX_LOSSES = 5
 
 E = TypeVar("E", bound=events.Event)
 OnRetry = Callable[[UniTuneError, float], object]  # why a call is sent again, and after how many seconds
@@ -102,12 +104,15 @@ class Told(Generic[E]):
         self.began_now = False  # the server took this attempt
         self.cancelled = asyncio.Event()  # by its caller
         self._said_so = False
-        self._losses = 0
+        self._works_now = False  # a sampler or tuner has told something of this attempt
+        self._losses = self._losses_of_work = 0
+        self._first_loss_s = 0.0
 
     def tells(self, event: E) -> bool:
         """Whether the caller is to have this event."""
+        self._works_now |= self.is_work(event)
         if self.is_news(event):
-            self._losses = 0
+            self._losses = self._losses_of_work = 0
             return True
         return not self.is_repeat or self.passes(event)
 
@@ -119,16 +124,25 @@ class Told(Generic[E]):
         """Whether the event tells more than those before. It is remembered."""
         raise NotImplementedError
 
+    def is_work(self, event: E) -> bool:
+        """Whether the event comes of a sampler or a tuner."""
+        raise NotImplementedError
+
     def passes(self, event: E) -> bool:
         """Whether an event of a repeat is told although it is no news."""
         raise NotImplementedError
 
-    def lost(self, error: UniTuneError) -> events.Retrying | None:
+    def lost(self, error: UniTuneError, patience_s: float) -> events.Retrying | None:
         """Note that the attempt ended early; what the caller is told, once. Raises `error` after too many losses."""
+        now_s = time.monotonic()
+        if not self._losses:
+            self._first_loss_s = now_s
         self._losses += self.began_now
-        if self._losses >= MAX_LOSSES:
+        self._losses_of_work += self._works_now
+        is_long = now_s - self._first_loss_s > patience_s
+        if self._losses_of_work >= MAX_LOSSES or (self._losses >= MAX_LOSSES and is_long):
             raise error
-        self.began_now, self.is_repeat = False, True
+        self.began_now, self._works_now, self.is_repeat = False, False, True
         if self._said_so or not self.has_begun:
             return None
         self._said_so = True
@@ -169,6 +183,11 @@ class ToldEdit(Told[events.EditEvent]):
         is_news = event.sequence > self._tuning_sequence
         self._tuning_sequence = max(event.sequence, self._tuning_sequence)
         return is_news
+
+    def is_work(self, event: events.EditEvent) -> bool:
+        """What the server cannot say by itself."""
+        work = (events.TuningProgress, events.EditLoading, events.EditStep, events.EditedImage)
+        return isinstance(event, work)
 
     def passes(self, event: events.EditEvent) -> bool:
         """An edit has a new name after a loss."""
@@ -212,6 +231,12 @@ class ToldComparison(Told[events.CompareEvent]):
             case events.CompareResult():
                 self._results.add(event.method)
                 return True
+        return False
+
+    def is_work(self, event: events.CompareEvent) -> bool:
+        """As of each method's edit."""
+        if isinstance(event, events.CompareEdit):
+            return self._edits.setdefault(event.method, ToldEdit()).is_work(event.event)
         return False
 
     def passes(self, event: events.CompareEvent) -> bool:

@@ -28,7 +28,8 @@ from unitune.errors import (
     UniTuneError,
 )
 from unitune.v1 import edit_pb2, edit_pb2_grpc, tuning_pb2, tuning_pb2_grpc
-from unitune_client import AsyncClient, Client, events
+from unitune_client import AsyncClient, Client, events, messages
+from unitune_client.repeats import ToldEdit
 
 DOWN = Unavailable("the sampler does not answer now", reason="BACKEND_DOWN", retry_after_s=0.05)
 DRAINING = Unavailable("the server is stopping; ask again", reason="DRAINING")
@@ -129,6 +130,36 @@ async def test_an_edit_that_ends_every_sampler_is_given_up(server: ScriptedServe
             await client.edit_to_end(TUNING, "a dog")
 
     assert raised.value.reason == "BACKEND_DOWN" and len(server.requests["Edit"]) == 6
+
+
+def test_an_edit_that_no_sampler_had_goes_on(server: ScriptedServer) -> None:
+    """While the only sampler is away, attempts are taken and lost at once, which is no fault of the edit."""
+    server.script("Edit", *[[attempt()[0], DOWN] for _ in range(7)], attempt(SECOND))
+    server.script("CancelEdit", *[NO_EDIT] * 7)
+    with Client(server.address) as client:
+        assert len(client.edit_to_end(TUNING, "a dog").images) == 2
+
+
+def test_an_edit_that_no_sampler_had_is_given_up_at_last() -> None:
+    """When that has lasted for as long as a server may be away; a loss at which a sampler had worked counts at once."""
+    accepted, loading = (messages.edit_event(message, messages.Assembly()) for message in attempt()[:2])
+    assert isinstance(accepted, events.EditAccepted) and isinstance(loading, events.EditLoading)
+
+    def losses(patience_s: float, *seen: events.EditEvent) -> int:
+        told = ToldEdit()
+        told.tells(loading)
+        for number in range(1, 20):
+            for event in seen:
+                told.tells(event)
+            try:
+                told.lost(DOWN, patience_s)
+            except Unavailable:
+                return number
+        return 20
+
+    assert losses(100.0, accepted) == 20
+    assert losses(-1.0, accepted) == 5
+    assert losses(100.0, accepted, loading) == 5
 
 
 def test_a_client_without_patience_repeats_nothing(server: ScriptedServer) -> None:
