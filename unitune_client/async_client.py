@@ -224,8 +224,7 @@ class AsyncClient:
         """
         request = image_pb2.DeleteImageRequest(name=name, allow_missing=allow_missing)
         stub = self._images()
-        with self._typed_errors():
-            await stub.DeleteImage(request)
+        await self._delete(stub.DeleteImage, request)
 
     async def create_tuning(
         self,
@@ -361,8 +360,7 @@ class AsyncClient:
     async def delete_tuning(self, name: str, *, allow_missing: bool = False) -> None:
         """Cancel a tuning if it runs, and discard its weights. Raises NotFound unless `allow_missing`."""
         request = tuning_pb2.DeleteTuningRequest(name=name, allow_missing=allow_missing)
-        with self._typed_errors():
-            await self._tunings().DeleteTuning(request)
+        await self._delete(self._tunings().DeleteTuning, request)
 
     async def edit(
         self, image_or_tuning: Picture | events.Tuning, prompt: str, **options: Unpack[EditOptions]
@@ -689,6 +687,21 @@ class AsyncClient:
                     return await call()
             except UniTuneError as error:
                 await backoff.wait_after(error)
+
+    async def _delete(
+        self,
+        call: Callable[[Any], Awaitable[Any]],
+        request: image_pb2.DeleteImageRequest | tuning_pb2.DeleteTuningRequest,
+    ) -> None:
+        """Have the server delete something. A repeat may find nothing, since the attempt before it had deleted it."""
+
+        async def once() -> None:
+            try:
+                await call(request)
+            finally:
+                request.allow_missing = True
+
+        await self._answer(once)
 
     async def _repeated(
         self, once: Callable[[float | None], AsyncGenerator[E, None]], told: Told[E], timeout_s: float | None

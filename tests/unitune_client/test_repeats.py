@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import empty_pb2
 
 from tests.certificates import Authority
 from tests.configs import entry, sampling_config
@@ -311,6 +312,18 @@ def test_short_calls_are_repeated_too(server: ScriptedServer) -> None:
 
     requests = server.requests["CreateTuning"]
     assert len(requests) == 5 and len({request.request_id for request in requests}) == 1
+
+
+def test_a_deletion_is_repeated_and_may_have_been_done_before(server: ScriptedServer) -> None:
+    """A repeat says that nothing may be there any more; the first attempt does not."""
+    server.script("GetTuning", scripted_server.tuning("READY"))
+    server.script("DeleteTuning", *[DRAINING] * 5, empty_pb2.Empty())
+    with Client(server.address) as client:
+        client.get_tuning(TUNING)
+        client.delete_tuning(TUNING)
+
+    requests = server.requests["DeleteTuning"]
+    assert [request.allow_missing for request in requests][-1] and not requests[0].allow_missing
 
 
 def test_an_address_that_never_answered_is_given_up_sooner() -> None:
