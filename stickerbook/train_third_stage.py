@@ -126,9 +126,7 @@ def _second_stage(model: Path) -> tuple[AutoencoderKL, UNet2DConditionModel, CLI
     unet = super_resolution_unet(model).requires_grad_(False).eval()
     if unet.config.sample_size * BLOCK != SMALL_SIDE:
         return None
-    autoencoder = AutoencoderKL.from_pretrained(
-        model, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True
-    )
+    autoencoder = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
     return autoencoder.requires_grad_(False).eval(), unet, text_encoder_of(model)
 
 

@@ -13,9 +13,13 @@ def base_model_info(
     has_content_filter: bool = False,
     has_known_pictures: bool = False,
 ) -> server_pb2.BaseModel:
-    """The message; without super-resolution its size is 0."""
+    """The message; the size of a super-resolution stage that there is not is 0."""
     height, width = spec.image_side
-    large_height, large_width = spec.super_resolution.side if spec.super_resolution is not None else (0, 0)
+    large = {
+        f"{stage.name}_{end}": side
+        for stage in spec.super_resolution
+        for end, side in zip(("height", "width"), stage.side, strict=True)
+    }
     told = server_pb2.BaseModel(
         name=spec.name,
         digest=spec.digest,
@@ -26,8 +30,7 @@ def base_model_info(
         has_clipseg=has_clipseg,
         has_content_filter=has_content_filter,
         has_known_pictures=has_known_pictures,
-        super_resolution_height=large_height,
-        super_resolution_width=large_width,
+        **large,
         size_step=spec.size_step,
         fast_steps=spec.preset.method_preset("unitune").fast_steps,
     )
