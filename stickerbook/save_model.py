@@ -1,16 +1,19 @@
 """Write the trained weights as a diffusers folder, `stickerbook/model`: fp16 safetensors, a few tens of MB.
 
 python -m stickerbook.save_model
-python -m stickerbook.save_model --only super_resolution     # only that folder
+python -m stickerbook.save_model --only super_resolution       # only that folder
+python -m stickerbook.save_model --only super_resolution_2     # only the third stage's
 """
 
 import argparse
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from stickerbook.captions import PLACE_PHRASES, SIDE_PHRASES, STYLE_PHRASES, TIME_PHRASES, WEATHER_PHRASES
@@ -19,6 +22,8 @@ from stickerbook.commit import commit
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
 from stickerbook.train_super_resolution import new_noise_schedule, new_super_resolution
+from stickerbook.train_third_stage import FOLDER as THIRD_STAGE
+from stickerbook.train_third_stage import new_third_stage
 from stickerbook.world import OBJECTS
 
 MODEL = Path(__file__).parent / "model"
@@ -118,23 +123,38 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str
     return pipeline, run.facts
 
 
-def save_super_resolution(work: Path, folder: Path) -> int:
-    """Write the checkpoint in `work`, its moving average, as a base model's super-resolution; the checkpoint's updates.
+class Stage(NamedTuple):
+    """A super-resolution stage: its network, untrained, what trains it, and facts of it that lie beside its schedule."""
+
+    new: Callable[[], UNet2DConditionModel]
+    training: str
+    facts: Mapping[str, bool]
+
+
+STAGES = {
+    "super_resolution": Stage(new_super_resolution, "train_super_resolution", {"is_preconditioned": True}),
+    THIRD_STAGE: Stage(new_third_stage, "train_third_stage", {"is_preconditioned": True, "has_channel_scales": True}),
+}
+
+
+def save_super_resolution(work: Path, folder: Path, stage: str) -> int:
+    """Write the checkpoint in `work`, its moving average, as a base model's super-resolution stage; the checkpoint's
+    updates.
 
     Raises FileNotFoundError when there is no checkpoint.
     """
-    unet, own = new_super_resolution(), folder / "super_resolution"
-    run = TrainingRun(work / "super_resolution.safetensors", unet, learning_rate=0, updates=1)
+    unet, own = STAGES[stage].new(), folder / stage
+    run = TrainingRun(work / f"{stage}.safetensors", unet, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(
-            f"no super-resolution in {work}; run `python -m stickerbook.train_super_resolution` first, or leave it out"
+            f"no {stage} in {work}; run `python -m stickerbook.{STAGES[stage].training}` first, or leave it out"
         )
     run.use_average()
     unet.eval().to(dtype=torch.float16).save_pretrained(own, safe_serialization=True)
     scheduler = new_noise_schedule()
-    scheduler.register_to_config(is_preconditioned=True)
+    scheduler.register_to_config(**STAGES[stage].facts)
     scheduler.save_pretrained(own)
-    facts = {"commit": commit("stickerbook/*.py"), "super_resolution_updates": str(run.updates_done)}
+    facts = {"commit": commit("stickerbook/*.py"), f"{stage}_updates": str(run.updates_done)}
     stamp(own / "diffusion_pytorch_model.safetensors", facts)
     return run.updates_done
 
@@ -151,11 +171,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
     parser.add_argument("--out", type=Path, default=MODEL)
-    parser.add_argument("--only", choices=["super_resolution"], help="write this part, and leave the others alone")
+    parser.add_argument("--only", choices=list(STAGES), help="write this part, and leave the others alone")
     options = parser.parse_args()
-    if options.only or (options.work / "super_resolution.safetensors").exists():
-        updates = save_super_resolution(options.work, options.out)
-        print(f"wrote {options.out / 'super_resolution'}, {updates} updates")
+    for stage in [options.only] if options.only else STAGES:
+        if options.only or (options.work / f"{stage}.safetensors").exists():
+            updates = save_super_resolution(options.work, options.out, stage)
+            print(f"wrote {options.out / stage}, {updates} updates")
     if options.only:
         return
     pipeline, facts = trained_pipeline(options.work)
@@ -169,7 +190,7 @@ def main() -> None:
     }
     (options.out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     for weights in options.out.glob("*/*.safetensors"):
-        if weights.parent.name not in ("clip", "super_resolution"):
+        if weights.parent.name not in ("clip", *STAGES):
             stamp(weights, {name: str(value) for name, value in training.items()})
     print(f"wrote {options.out}: {sum(f.stat().st_size for f in options.out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 

@@ -243,7 +243,7 @@ def resized(small: torch.Tensor, kind: Literal["BICUBIC", "LANCZOS"]) -> torch.T
 
 
 class HeldOut:
-    """Held-out scenes, to watch how well they are enlarged: as the second stage makes them, else every other blurred."""
+    """Held-out scenes, to watch how well they are enlarged: the second stage's results, or every other one blurred."""
 
     def __init__(self, count: int, model: Path) -> None:
         scenes = [draw_scene(seed, "held_out") for seed in range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + count)]

@@ -29,7 +29,7 @@ def tune(
     checkpoints: Checkpoints | None = None,
 ) -> Tuned:
     """Tune on model images, float32 (n, 3, height, width) in [-1, 1]; n is 1 except for DreamBooth. The base model
-    stays as it is. `large` has the picture at the size of each super-resolution stage that the config tunes, as a model image.
+    stays as it is. `large` has the picture, as a model image, at the size of each super-resolution stage that is tuned.
 
     The same arguments give the same tensors on the same machine (on a GPU as far as tuner_svc.update_graph's
     `repeatable_sums` goes). `cancelled` is read before every update,
