@@ -124,7 +124,7 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str
 
 
 class Stage(NamedTuple):
-    """A super-resolution stage: its network, untrained, what trains it, and facts of it that lie beside its schedule."""
+    """A super-resolution stage: its network, untrained, what trains it, and facts that lie beside its schedule."""
 
     new: Callable[[], UNet2DConditionModel]
     training: str
