@@ -17,7 +17,7 @@ from tuner_svc.model_folder import (
     read_schedule,
     super_resolution_stages,
 )
-from unitune.base_model import SuperResolutionSpec
+from unitune.base_model import SUPER_RESOLUTION_STAGES, SuperResolutionSpec
 
 LOCAL_BLOCKS = ("DownBlock2D", "UpBlock2D", "UNetMidBlock2D", None)  # convolutions alone
 
@@ -59,6 +59,8 @@ def _spec_of(
 ) -> SuperResolutionSpec:
     config = unet.config
     block = math.isqrt(config.out_channels // 3)
+    kinds = (*config.down_block_types, config.mid_block_type, *config.up_block_types)
+    is_local = all(kind in LOCAL_BLOCKS for kind in kinds)
     size = config.sample_size
     height, width = (block * side for side in ((size, size) if isinstance(size, int) else size))
     for is_right, wanted in (
@@ -70,6 +72,10 @@ def _spec_of(
         (
             height > image_side[0] and width > image_side[1],
             f"a sample_size of more than {image_side[1]}x{image_side[0]} pixels, which it enlarges",
+        ),
+        (
+            is_local or name == SUPER_RESOLUTION_STAGES[0],
+            "blocks without attention, DownBlock2D, UNetMidBlock2D and UpBlock2D, so that it can run in tiles",
         ),
     ):
         if not is_right:
@@ -85,7 +91,5 @@ def _spec_of(
         is_preconditioned=bool(read_object(folder / name / SCHEDULER_FILE).get(PRECONDITIONED, False)),
         image_side=image_side,
         step=halvings if is_even else 0,
-        is_local=all(
-            kind in LOCAL_BLOCKS for kind in (*config.down_block_types, config.mid_block_type, *config.up_block_types)
-        ),
+        is_local=is_local,
     )

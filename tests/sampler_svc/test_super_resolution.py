@@ -295,7 +295,7 @@ def test_cancelling_stops_super_resolution_before_its_next_step(cascade: Model, 
 def store_tuning(
     cascade: Model, store: ObjectStore, method: str, stage: SuperResolutionStage, *, tunes_super_resolution: bool
 ) -> tuning_pb2.WeightsRef:
-    """Weights whose super-resolution stage, if they have one, differs from the base model's; embeddings of no prompt."""
+    """Weights whose stage of super-resolution, if any, differs from the base model's; embeddings of no prompt."""
     rng = np.random.default_rng(5)
     spec, base, name = SuperResolutionEngine.spec_of(cascade.spec, stage.spec), stage.base, stage.spec.name
     extras = {name: rng.standard_normal(spec.context, dtype=np.float32) for name in ("prompt", "optimized")}
