@@ -2,7 +2,7 @@
 
 python -m stickerbook.save_model
 python -m stickerbook.save_model --only super_resolution       # only that folder
-python -m stickerbook.save_model --only super_resolution_2     # only the third stage's
+python -m stickerbook.save_model --only super_resolution_2     # only that of its second stage
 """
 
 import argparse
@@ -22,8 +22,8 @@ from stickerbook.commit import commit
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
 from stickerbook.train_super_resolution import new_noise_schedule, new_super_resolution
-from stickerbook.train_third_stage import FOLDER as THIRD_STAGE
-from stickerbook.train_third_stage import new_third_stage
+from stickerbook.train_super_resolution_2 import FOLDER as SECOND_STAGE
+from stickerbook.train_super_resolution_2 import new_second_stage
 from stickerbook.world import OBJECTS
 
 MODEL = Path(__file__).parent / "model"
@@ -133,7 +133,9 @@ class Stage(NamedTuple):
 
 STAGES = {
     "super_resolution": Stage(new_super_resolution, "train_super_resolution", {"is_preconditioned": True}),
-    THIRD_STAGE: Stage(new_third_stage, "train_third_stage", {"is_preconditioned": True, "has_channel_scales": True}),
+    SECOND_STAGE: Stage(
+        new_second_stage, "train_super_resolution_2", {"is_preconditioned": True, "has_channel_scales": True}
+    ),
 }
 
 

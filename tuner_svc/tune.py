@@ -39,9 +39,9 @@ def tune(
     for too many pictures, and ValueError for an unknown mode.
     """
     check(model, config)
-    for stage in tuned_stages(model, config):
-        if stage.name not in (large or {}):
-            raise ValueError(f"the config tunes {stage.name}, but there is no picture of its size")
+    wanted, large = [stage.name for stage in tuned_stages(model, config)], large or {}
+    if missing := set(wanted) - large.keys():
+        raise ValueError(f"the config tunes {min(missing)}, but there is no picture of its size")
     most = MOST_IMAGES.get(config.method, 1)
     if not 1 <= len(images) <= most:
         raise InvalidField("images", f"{len(images)} pictures", f"{config.method} takes 1 to {most}")
@@ -50,10 +50,10 @@ def tune(
     latent = model.encode_image(images)
     tracker.refuse_cancelled()
     tuned = method.tune(model, latent, config, tracker)
-    if large and method.super_resolution is not None:
+    if wanted and method.super_resolution is not None:
         tuned = replace(tuned, losses=list(tuned.losses))  # the tracker continues its own list
         context = model.encode_prompt(method.super_resolution.text(config))
-        pictures = {name: torch.from_numpy(picture).to(model.device) for name, picture in large.items()}
+        pictures = {name: torch.from_numpy(large[name]).to(model.device) for name in wanted}
         stages = tune_stages(model, pictures, latent, context, config, tracker, method.super_resolution.optimizer)
         tuned = replace(tuned, super_resolution=stages)
     of_stages = [tensor for tensors in tuned.super_resolution.values() for tensor in tensors.values()]

@@ -34,7 +34,12 @@ CONFIGS = {
 
 def tensors_of(tuned: Tuned) -> dict[str, Tensor]:
     """All that a tuning made."""
-    return {**tuned.tensors, **tuned.extras, **tuned.super_resolution}
+    of_stages = {
+        f"{stage}.{name}": tensor
+        for stage, tensors in tuned.super_resolution.items()
+        for name, tensor in tensors.items()
+    }
+    return {**tuned.tensors, **tuned.extras, **of_stages}
 
 
 def checkpoints_of(config: TuningConfig, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> list[bytes]:

@@ -1,10 +1,10 @@
-"""Train the third stage of the cascade: from a 256 px picture and its caption to the same picture at 1024 px.
+"""Train the second stage of super-resolution: from a 256 px picture and its caption to the same picture at 1024 px.
 
-    python -m stickerbook.train_third_stage --updates 3000
+    python -m stickerbook.train_super_resolution_2 --updates 3000
 
 It is a network of convolutions, trained on crops and run on whole pictures, as Imagen's (arXiv 2205.11487, section 2.4
-and appendix F.1). It needs the base model's folder, for its text encoder, and for its second stage, where that makes
-256 px. The pictures to enlarge are as soft as the second stage's results: its own, or renders that are blurred at
+and appendix F.1). It needs the base model's folder, for its text encoder, and for its first stage, where that makes
+256 px. The pictures to enlarge are as soft as the first stage's results: its own, or renders that are blurred at
 random. All else is as in `stickerbook.train_super_resolution`: noise of a level that the network is told, and the clean
 picture's difference to the upsampled one as its output. The training can be interrupted; the same command continues.
 Every 500 updates it writes a sheet of held-out scenes beside the checkpoint.
@@ -52,8 +52,8 @@ PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders that are not blurred
 NOISY_SHARE = 0.5  # of the noisy pictures: nearly pure noise, where an edit's single step begins
 
 
-def new_third_stage() -> UNet2DConditionModel:
-    """The third stage, untrained: convolutions, told the augmentation's level and one embedding of the whole text.
+def new_second_stage() -> UNet2DConditionModel:
+    """The second stage, untrained: convolutions, told the augmentation's level and one embedding of the whole text.
 
     At first it predicts no difference to the upsampled picture.
     """
@@ -77,8 +77,8 @@ def new_third_stage() -> UNet2DConditionModel:
     return with_channel_scales(unet)
 
 
-def third_stage_unet(folder: Path) -> UNet2DConditionModel:
-    """The third stage of a base model."""
+def second_stage_unet(folder: Path) -> UNet2DConditionModel:
+    """The second stage of a base model."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder=FOLDER, torch_dtype=torch.float32)
     return with_channel_scales(unet)
 
@@ -101,7 +101,7 @@ def blurred(small: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         mode = "bicubic" if rng.random() < 0.5 else "bilinear"
         soft = functional.interpolate(smaller, size=side, mode=mode, align_corners=False).clamp(-1, 1)
     soft = _gaussian(soft, float(rng.uniform(0.1, 1.2)))
-    share = rng.uniform(0.4, 1)  # a second stage restores some edges and not others
+    share = rng.uniform(0.4, 1)  # a first stage restores some edges and not others
     return share * soft + (1 - share) * small
 
 
@@ -121,8 +121,8 @@ def _painted(seed: int) -> torch.Tensor:
 
 
 @cache
-def _second_stage(model: Path) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel] | None:
-    """What makes 256 px pictures of a base model's; None for one whose second stage makes another size."""
+def _first_stage(model: Path) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel] | None:
+    """What makes 256 px pictures of a base model's; None for one whose first stage makes another size."""
     unet = super_resolution_unet(model).requires_grad_(False).eval()
     if unet.config.sample_size * BLOCK != SMALL_SIDE:
         return None
@@ -140,9 +140,9 @@ def text_encoder_of(model: Path) -> CLIPTextModel:
 
 
 @torch.no_grad()
-def second_stage_result(model: Path, scene: Scene, text: str, seed: int) -> torch.Tensor | None:
-    """The scene at 256 px as the second stage makes it of the autoencoder's round trip, (1, 3, 256, 256)."""
-    found = _second_stage(model)
+def first_stage_result(model: Path, scene: Scene, text: str, seed: int) -> torch.Tensor | None:
+    """The scene at 256 px as the first stage makes it of the autoencoder's round trip, (1, 3, 256, 256)."""
+    found = _first_stage(model)
     if found is None:
         return None
     autoencoder, unet, text_encoder = found
@@ -161,7 +161,7 @@ def drawn(batch: int, model: Path, update: int) -> tuple[torch.Tensor, ...]:
         large, scene = _painted(seed), draw_scene(seed)
         text = training_caption(scene, rng)
         small = functional.avg_pool2d(large, FACTOR)
-        soft = second_stage_result(model, scene, text, seed) if rng.random() < 0.5 else None
+        soft = first_stage_result(model, scene, text, seed) if rng.random() < 0.5 else None
         if soft is None:
             soft = small if rng.random() < PLAIN_SHARE else blurred(small, rng)
         low = upsampled(soft)
@@ -243,14 +243,14 @@ def resized(small: torch.Tensor, kind: Literal["BICUBIC", "LANCZOS"]) -> torch.T
 
 
 class HeldOut:
-    """Held-out scenes, to watch how well they are enlarged: the second stage's results, or every other one blurred."""
+    """Held-out scenes, to watch how well they are enlarged: the first stage's results, or every other one blurred."""
 
     def __init__(self, count: int, model: Path) -> None:
         scenes = [draw_scene(seed, "held_out") for seed in range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + count)]
         captions = [caption(scene) for scene in scenes]
         self.truth = as_images(np.stack([render(scene, SIDE) for scene in scenes]))
         self.small = functional.avg_pool2d(self.truth, FACTOR)
-        made = [second_stage_result(model, scene, text, 0) for scene, text in zip(scenes, captions, strict=True)]
+        made = [first_stage_result(model, scene, text, 0) for scene, text in zip(scenes, captions, strict=True)]
         for index, one in enumerate(made):
             if one is not None:
                 self.small[index] = one[0]
@@ -287,14 +287,14 @@ def main() -> None:
     torch.manual_seed(0)
     scheduler, device = new_noise_schedule(), options.device
     held_out = HeldOut(8, options.model)
-    unet = new_third_stage().to(device, memory_format=torch.channels_last)
+    unet = new_second_stage().to(device, memory_format=torch.channels_last)
     run = TrainingRun(
         options.work / f"{FOLDER}.safetensors", unet, learning_rate=options.learning_rate, updates=options.updates
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
     elif options.start_from:
-        run.start_from(third_stage_unet(options.start_from))
+        run.start_from(second_stage_unet(options.start_from))
     for name, large in (("bicubic", held_out.bicubic), ("Lanczos", held_out.lanczos)):
         print(f"held-out PSNR of {name} enlargement {psnr_of(large, held_out.truth).mean():.2f} dB", flush=True)
     text_encoder = text_encoder_of(options.model)
@@ -314,7 +314,7 @@ def main() -> None:
         if run.updates_done % 250 == 0:
             large = held_out.enlarged_by(unet, new_noise_schedule())
             print(f"held-out PSNR {psnr_of(large, held_out.truth).mean():.2f} dB", flush=True)
-            Image.fromarray(held_out.sheet(large)).save(options.work / f"third-stage-{run.updates_done:06d}.png")
+            Image.fromarray(held_out.sheet(large)).save(options.work / f"super-resolution-2-{run.updates_done:06d}.png")
     run.save()
 
 
