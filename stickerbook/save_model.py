@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -22,7 +21,6 @@ from stickerbook.commit import commit
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
 from stickerbook.train_super_resolution import new_noise_schedule, new_super_resolution
-from stickerbook.train_super_resolution_2 import FOLDER as SECOND_STAGE
 from stickerbook.train_super_resolution_2 import new_second_stage
 from stickerbook.world import OBJECTS
 
@@ -123,19 +121,13 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str
     return pipeline, run.facts
 
 
-class Stage(NamedTuple):
-    """A super-resolution stage: its network, untrained, what trains it, and facts that lie beside its schedule."""
-
-    new: Callable[[], UNet2DConditionModel]
-    training: str
-    facts: Mapping[str, bool]
-
-
-STAGES = {
-    "super_resolution": Stage(new_super_resolution, "train_super_resolution", {"is_preconditioned": True}),
-    SECOND_STAGE: Stage(
-        new_second_stage, "train_super_resolution_2", {"is_preconditioned": True, "has_channel_scales": True}
-    ),
+STAGES: Mapping[str, Callable[[], UNet2DConditionModel]] = {  # of super-resolution, untrained
+    "super_resolution": new_super_resolution,
+    "super_resolution_2": new_second_stage,
+}
+FACTS = {  # of their networks, which lie beside their schedules
+    "super_resolution": {"is_preconditioned": True},
+    "super_resolution_2": {"is_preconditioned": True, "has_channel_scales": True},
 }
 
 
@@ -145,16 +137,16 @@ def save_super_resolution(work: Path, folder: Path, stage: str) -> int:
 
     Raises FileNotFoundError when there is no checkpoint.
     """
-    unet, own = STAGES[stage].new(), folder / stage
+    unet, own = STAGES[stage](), folder / stage
     run = TrainingRun(work / f"{stage}.safetensors", unet, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(
-            f"no {stage} in {work}; run `python -m stickerbook.{STAGES[stage].training}` first, or leave it out"
+            f"no {stage} in {work}; run `python -m stickerbook.train_{stage}` first, or leave it out"
         )
     run.use_average()
     unet.eval().to(dtype=torch.float16).save_pretrained(own, safe_serialization=True)
     scheduler = new_noise_schedule()
-    scheduler.register_to_config(**STAGES[stage].facts)
+    scheduler.register_to_config(**FACTS[stage])
     scheduler.save_pretrained(own)
     facts = {"commit": commit("stickerbook/*.py"), f"{stage}_updates": str(run.updates_done)}
     stamp(own / "diffusion_pytorch_model.safetensors", facts)
