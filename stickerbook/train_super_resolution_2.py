@@ -218,7 +218,7 @@ def enlarge_to_1024(
     small: torch.Tensor,
     scheduler: DDIMScheduler,
     *,
-    noise_level: int = 20,
+    noise_level: int = 50,
     steps: int = 1,
     seed: int = 0,
 ) -> torch.Tensor:
@@ -261,10 +261,16 @@ class HeldOut:
             tokens = tokens_of(new_tokenizer(), captions)
             self.context = text_encoder_of(model)(tokens).last_hidden_state
 
-    def enlarged_by(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler) -> torch.Tensor:
+    def enlarged_by(
+        self, unet: UNet2DConditionModel, scheduler: DDIMScheduler, noise_level: int = 50, steps: int = 1
+    ) -> torch.Tensor:
         """All of them at 1024 px, one after another, in about [-1, 1]."""
         pairs = zip(self.context.split(1), self.small.split(1), strict=True)
-        return torch.cat([enlarge_to_1024(unet, context, small, scheduler) for context, small in pairs])
+        large = [
+            enlarge_to_1024(unet, context, small, scheduler, noise_level=noise_level, steps=steps)
+            for context, small in pairs
+        ]
+        return torch.cat(large)
 
     def sheet(self, large: torch.Tensor, count: int = 4, side: int = 320) -> np.ndarray:
         """The middle of bicubic, enlarged and truth below one another; uint8."""
