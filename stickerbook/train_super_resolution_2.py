@@ -292,7 +292,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     scheduler, device = new_noise_schedule(), options.device
-    held_out = HeldOut(8, options.model)
+    held_out = HeldOut(6, options.model)
     unet = new_second_stage().to(device, memory_format=torch.channels_last)
     run = TrainingRun(
         options.work / f"{FOLDER}.safetensors", unet, learning_rate=options.learning_rate, updates=options.updates
@@ -317,7 +317,7 @@ def main() -> None:
         log.add(loss)
         if run.updates_done % 50 == 0:
             run.save()
-        if run.updates_done % 250 == 0:
+        if run.updates_done % 500 == 0:
             large = held_out.enlarged_by(unet, new_noise_schedule())
             print(f"held-out PSNR {psnr_of(large, held_out.truth).mean():.2f} dB", flush=True)
             Image.fromarray(held_out.sheet(large)).save(options.work / f"super-resolution-2-{run.updates_done:06d}.png")

@@ -15,11 +15,6 @@ def base_model_info(
 ) -> server_pb2.BaseModel:
     """The message; the size of a super-resolution stage that there is not is 0."""
     height, width = spec.image_side
-    large = {
-        f"{stage.name}_{end}": side
-        for stage in spec.super_resolution
-        for end, side in zip(("height", "width"), stage.side, strict=True)
-    }
     told = server_pb2.BaseModel(
         name=spec.name,
         digest=spec.digest,
@@ -30,10 +25,12 @@ def base_model_info(
         has_clipseg=has_clipseg,
         has_content_filter=has_content_filter,
         has_known_pictures=has_known_pictures,
-        **large,
         size_step=spec.size_step,
         fast_steps=spec.preset.method_preset("unitune").fast_steps,
     )
+    for stage in spec.super_resolution:
+        for name, side in zip(("height", "width"), stage.side, strict=True):
+            setattr(told, f"{stage.name}_{name}", side)
     if (lora := spec.fast_lora) is not None:
         told.fast_lora = lora.distilled
         names = ("scheduler", "num_inference_steps", "guidance_scale", "timestep_spacing")
