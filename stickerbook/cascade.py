@@ -55,7 +55,7 @@ UPDATES = 64  # of super-resolution, in the sheet's third column
 STRENGTH, GUIDANCE_SCALE = 0.9, 5.0  # of the sheet's edits
 
 
-class Figures:
+class Nearness:
     """Prints how near enlarged pictures are to their ground truth."""
 
     def __init__(self, truth: torch.Tensor) -> None:
@@ -91,7 +91,7 @@ def measure(model: Path, scenes: int) -> None:
         CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **fp32).eval(),
         CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
     )
-    unet, figures = super_resolution_unet(model).eval(), Figures(held_out.truth)
+    unet, figures = super_resolution_unet(model).eval(), Nearness(held_out.truth)
     print(f"first stage, {scenes} held-out scenes at {SIDE} px")
     figures.tell("bicubic", held_out.bicubic)
     for level, steps in TRIED:
@@ -105,8 +105,8 @@ def measure(model: Path, scenes: int) -> None:
 
 def measure_second(model: Path, scenes: int) -> None:
     """The same of the second stage, and of Lanczos enlargement."""
-    held_out, unet = second_stage.HeldOut(scenes, model), second_stage.second_stage_unet(model).eval()
-    figures = Figures(held_out.truth)
+    held_out, unet = second_stage.LargeHeldOut(scenes, model), second_stage.second_stage_unet(model).eval()
+    figures = Nearness(held_out.truth)
     print(f"second stage, {scenes} held-out scenes at {second_stage.SIDE} px")
     figures.tell("bicubic", held_out.bicubic)
     figures.tell("Lanczos", held_out.lanczos)

@@ -79,7 +79,9 @@ def new_second_stage() -> UNet2DConditionModel:
 
 def second_stage_unet(folder: Path) -> UNet2DConditionModel:
     """The second stage of a base model."""
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder=FOLDER, torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(
+        folder, subfolder=FOLDER, torch_dtype=torch.float32, use_safetensors=True
+    )
     return with_channel_scales(unet)
 
 
@@ -242,7 +244,7 @@ def resized(small: torch.Tensor, kind: Literal["BICUBIC", "LANCZOS"]) -> torch.T
     return as_images(np.stack([np.asarray(picture) for picture in large]))
 
 
-class HeldOut:
+class LargeHeldOut:
     """Held-out scenes, to watch how well they are enlarged: the first stage's results, or every other one blurred."""
 
     def __init__(self, count: int, model: Path) -> None:
@@ -292,7 +294,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     scheduler, device = new_noise_schedule(), options.device
-    held_out = HeldOut(6, options.model)
+    held_out = LargeHeldOut(6, options.model)
     unet = new_second_stage().to(device, memory_format=torch.channels_last)
     run = TrainingRun(
         options.work / f"{FOLDER}.safetensors", unet, learning_rate=options.learning_rate, updates=options.updates

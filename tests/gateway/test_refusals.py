@@ -354,10 +354,11 @@ async def test_a_picture_is_as_wide_as_one_of_the_stages_makes_it(world: World, 
     world.tuner.base_model = world.sampler.base_model = CASCADE
     await world.known()
     config = sampling_config(super_resolution=True, super_resolution_width=width)
-    call = world.edits.CheckEdit(EditRequest(prompt="a dog", image_data=picture(), config=config))
+    request = EditRequest(prompt="a dog", image_data=picture(), config=config, validate_only=True)
+    call = world.edits.Edit(request, timeout=20)
 
     if is_made:
-        await call
+        assert [event async for event in call][0].HasField("accepted")
         return
     error = await refused(call, INVALID, "INVALID_FIELD", "config.super_resolution.width")
     assert error.metadata["value"] == str(width) and error.metadata["remedy"].startswith("give 128 or 512")

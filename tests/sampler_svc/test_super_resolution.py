@@ -189,7 +189,7 @@ def pictures(events: list) -> list[np.ndarray]:
     return [images.decode(event.png) for event in events if isinstance(event, EditedImage)]
 
 
-@pytest.mark.parametrize(("num_stages", "total", "size"), [(1, 8, (120, 100, 3)), (2, 14, (222, 185, 3))])
+@pytest.mark.parametrize(("num_stages", "total", "size"), [(1, 8, (120, 100, 3)), (2, 14, (192, 160, 3))])
 def test_steps_of_all_stages_are_counted_as_one_edits(
     cascade: Model, engines: list[Engine], num_stages: int, total: int, size: tuple[int, ...]
 ) -> None:
