@@ -1,4 +1,6 @@
-"""Which sampler gets an edit: the one where it is predicted to begin soonest, with its weights in an engine.
+"""Which sampler gets an edit: the one where it is predicted to begin soonest, with its weights in an engine. Other
+weights that it would drive out of their engine count as their next edit's refit: without that, two tunings of one
+sampler would be refitted in turn, although another sampler had an engine free.
 
 Looking at all of a thousand samplers would be no better than looking at few: those that have the weights, two that a
 rendezvous hash of the weights names (Thaler and Ravishankar, 1998), so that all gateways think of the same, and two by
@@ -37,12 +39,19 @@ class Replica:
 
     def step(self, weights: str) -> int:
         """What is left to do before an edit with these weights, the base model's own if that is empty, can begin."""
-        has_free_engine = len(self.resident | self.loading) < self.engines
-        if weights in self.resident or (not weights and has_free_engine):
+        if weights in self.resident or (not weights and self.has_free_engine()):
             return WARM
         if weights in self.loading or weights in self.kept:
             return HALF_WAY
-        return FREE_ENGINE if has_free_engine else COLD
+        return FREE_ENGINE if self.has_free_engine() else COLD
+
+    def has_free_engine(self) -> bool:
+        """Whether an engine holds, and is to hold, no tuning's weights."""
+        return len(self.resident | self.loading) < self.engines
+
+    def drives_out(self, weights: str) -> bool:
+        """Whether these weights would take the engine of others."""
+        return weights not in self.resident | self.loading and not self.has_free_engine()
 
 
 def choose(weights: str, replicas: Sequence[Replica], chance: random.Random) -> Replica:
@@ -66,6 +75,7 @@ def choose(weights: str, replicas: Sequence[Replica], chance: random.Random) -> 
         if not replica.edit_s:
             wait_s = max(0, 1 + replica.runs - replica.engines) * edit_s / replica.engines
         wait_s += replica.unacknowledged * (replica.edit_s or edit_s) / replica.engines
+        wait_s += refit_s * replica.drives_out(weights)
         if weights in replica.kept and weights not in replica.resident:
             return wait_s + kept_refit_s
         return wait_s + {WARM: 0.0, HALF_WAY: refit_s / 2}.get(replica.step(weights), refit_s)

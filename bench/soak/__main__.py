@@ -46,7 +46,8 @@ SETTINGS = {
     "UNITUNE_CHECKPOINT_S": "3",
     "UNITUNE_KEPT_WEIGHTS_GB": "0.1",
 }
-DISK = "512m"
+# In MiB: of the disk at the begin, and more for each second, so that only a fault fills it, and no data.
+DISK, DISK_OF_A_SECOND = 512, 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engine = LocalServices(str(options.base_model), home=home, log=say).build()
         notes, disk = [], None
         try:
-            disk = stack.enter_context(mounted(scratch / "data", DISK))
+            size = round(DISK + options.seconds * DISK_OF_A_SECOND)
+            disk = stack.enter_context(mounted(scratch / "data", f"{size}m"))
         except OSError as error:
             notes.append(f"The disk was never full: {error}.")
         logs = options.out / "logs"

@@ -159,8 +159,12 @@ def _check_nothing_is_left(services: Services, ledger: Ledger) -> None:
 
 
 def files(store: Path) -> list[str]:
-    """All objects of the store."""
-    return sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.is_file())
+    """All objects of the store, whose folders may go meanwhile."""
+    return sorted(
+        str(Path(folder, name).relative_to(store))
+        for folder, _, names in os.walk(store)  # unlike rglob it passes over what is gone
+        for name in names
+    )
 
 
 def check_logs(services: Started, ledger: Ledger) -> dict[str, int]:

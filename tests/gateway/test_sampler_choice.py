@@ -76,6 +76,24 @@ def test_new_weights_drive_no_others_out_while_an_engine_is_free() -> None:
     assert chosen(but(3, noisy, resident=frozenset())) == 3
 
 
+def test_kept_weights_drive_no_others_out_while_an_engine_is_free() -> None:
+    """A sampler that has refitted other weights since then would refit both in turn, again and again."""
+    full = [replace(one, **held(f"{number}" * 64)) for number, one in enumerate(FLEET)]
+    kept = but(1, full, kept=frozenset([WEIGHTS]))
+    assert chosen(but(3, kept, resident=frozenset())) == 3
+    assert chosen(but(3, kept, engines=2)) == 3
+    assert chosen(but(3, kept, resident=frozenset(), queued_s=2.0)) == 1  # it would wait longer than both refits take
+    assert chosen(kept) == 1
+
+
+def test_driving_out_other_weights_counts_as_their_refit() -> None:
+    """An edit waits for its own weights as long as it and the others' next edit would wait for their refits."""
+    full = [replace(one, **held(f"{number}" * 64)) for number, one in enumerate(FLEET)]
+    warm = but(2, full, **held(WEIGHTS))
+    assert chosen(but(2, warm, queued_s=5.9)) == 2
+    assert chosen(but(2, warm, queued_s=6.1)) != 2
+
+
 def test_an_edit_without_weights_takes_an_engine_without_any() -> None:
     """It needs no refit there; and where all are taken, the queues decide."""
     full = [replace(one, **held(f"{number}" * 64)) for number, one in enumerate(FLEET)]
