@@ -14,6 +14,8 @@ from unitune.base_model import BaseModelSpec, SuperResolutionSpec
 class SuperResolutionEngine(OrtEngine):
     """Latents are the noisy picture and the noised upsampled one, in blocks; each timestep has a noise level, too."""
 
+    halves_batches = False  # without guidance, the default, there is one row, which then has all threads
+
     def __init__(
         self, folder: Path, graph: str, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None
     ) -> None:
