@@ -358,7 +358,8 @@ async def test_a_picture_is_as_wide_as_one_of_the_stages_makes_it(world: World, 
     call = world.edits.Edit(request, timeout=20)
 
     if is_made:
-        assert [event async for event in call][0].HasField("accepted")
+        first, *_ = [event async for event in call]
+        assert first.HasField("accepted")
         return
     error = await refused(call, INVALID, "INVALID_FIELD", "config.super_resolution.width")
     assert error.metadata["value"] == str(width) and error.metadata["remedy"].startswith("give 128 or 512")
