@@ -237,6 +237,23 @@ def test_super_resolution_sees_one_text(
         assert torch.equal(contexts, cascade.encode_prompt(text).expand(2, -1, -1))
 
 
+@torch.no_grad()
+def test_the_second_stage_makes_of_a_part_what_it_makes_of_it_in_the_whole(cascade: BaseModel) -> None:
+    """It has no attention to places, and norms that do not divide by what is elsewhere; the first one has both."""
+    generator = torch.Generator().manual_seed(0)
+    sample, context = torch.randn((1, 96, 72, 72), generator=generator), cascade.encode_prompt("a cat")
+    sample[..., 48:, :] *= 5  # what is far away differs much
+    timestep = torch.tensor([[500, 50]])
+
+    first, second = (
+        [resolver(part, timestep, context)[..., :8, :8] for part in (sample, sample[..., :40, :40])]
+        for resolver in cascade.super_resolution
+    )
+
+    assert torch.allclose(*second, rtol=0, atol=1e-4 * float(second[0].abs().max()))
+    assert not torch.allclose(*first, rtol=0, atol=0.02 * float(first[0].abs().max()))
+
+
 def test_a_base_model_without_a_stage_refuses_to_tune_it(model: BaseModel, stage: str) -> None:
     """Field, value and remedy."""
     remedy = f"{stage}_updates is 3: it must be 0: this base model has no {stage} folder"
