@@ -47,7 +47,7 @@ FACTOR = SIDE // SMALL_SIDE
 BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 256x256
 CROP = 256  # side in pixels of what an update sees of the 1024 px picture
 CROPS = 4  # of each scene in an update
-REUSED = 2  # updates that see crops of one scene, since painting it takes a third of a second
+REUSED = 4  # updates that see crops of one scene, since painting it costs as much as an update
 PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders that are not blurred
 NOISY_SHARE = 0.5  # of the noisy pictures: nearly pure noise, where an edit's single step begins
 
@@ -153,6 +153,13 @@ def first_stage_result(model: Path, scene: Scene, text: str, seed: int) -> torch
     return enlarge(unet, context, small, new_noise_schedule(), seed=seed).clamp(-1, 1)
 
 
+@lru_cache(maxsize=4)
+def _first_stage_result_of(model: Path, seed: int) -> torch.Tensor | None:
+    """Of a training scene."""
+    scene = draw_scene(seed)
+    return first_stage_result(model, scene, caption(scene), seed)
+
+
 def drawn(batch: int, model: Path, update: int) -> tuple[torch.Tensor, ...]:
     """What an update sees: token ids, crops of the pictures and of the upsampled small ones, (batch, 3, 256, 256), and
     their noise levels. Half of the crops are those with most to restore of some."""
@@ -163,7 +170,7 @@ def drawn(batch: int, model: Path, update: int) -> tuple[torch.Tensor, ...]:
         large, scene = _painted(seed), draw_scene(seed)
         text = training_caption(scene, rng)
         small = functional.avg_pool2d(large, FACTOR)
-        soft = first_stage_result(model, scene, text, seed) if rng.random() < 0.5 else None
+        soft = _first_stage_result_of(model, seed) if rng.random() < 0.5 else None
         if soft is None:
             soft = small if rng.random() < PLAIN_SHARE else blurred(small, rng)
         low = upsampled(soft)
