@@ -15,7 +15,7 @@ from gateway.fair_queue import FairQueue
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.principal import current
-from gateway.request_cost import check_edit_cost, least_steps, most_tiles
+from gateway.request_cost import check_edit_cost, least_steps, most_tiles, super_resolution_stages
 from gateway.samplers import Samplers
 from gateway.sampling_options import (
     check_clip_filter_prompt,
@@ -201,7 +201,8 @@ class Planner:
     def _sampling(self, request: EditRequest, mask: GivenMask, method: str, sampler: SamplerInfo) -> SamplingConfig:
         """The sampling's settings, filled in. Raises InvalidArgument (COST_LIMIT)."""
         config = _filled(request, mask, method, sampler)
-        check_edit_cost(config, len(seeds_of(request)), self._most_steps)
+        stages = super_resolution_stages(config, sampler.base_model)
+        check_edit_cost(config, len(seeds_of(request)), self._most_steps, stages=stages)
         return config
 
     async def check_tiles(self, request: EditRequest, picture: Image | PictureInfo) -> None:
@@ -214,7 +215,8 @@ class Planner:
         self, request: EditRequest, config: SamplingConfig, picture: Image | PictureInfo, base_model: BaseModel
     ) -> None:
         tiles = most_tiles(config, (picture.height, picture.width), base_model)
-        check_edit_cost(config, len(seeds_of(request)), self._most_steps, tiles=tiles)
+        stages = super_resolution_stages(config, base_model)
+        check_edit_cost(config, len(seeds_of(request)), self._most_steps, tiles=tiles, stages=stages)
 
     async def _mask(self, request: EditRequest) -> GivenMask:
         """The mask of the request, or the uploaded one that it names."""

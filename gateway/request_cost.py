@@ -6,6 +6,7 @@ The contract bounds each field. Together they could still ask for hours.
 import math
 
 from unitune import working_size
+from unitune.base_model import SUPER_RESOLUTION_STAGES
 from unitune.choices import (
     DEFAULT_RESAMPLES,
     DEFAULT_SECOND_PASS_SCALE,
@@ -28,16 +29,16 @@ USUAL_PREDICTIONS = 2  # of a step: of the prompt, and of the empty one
 PIXELS_EACH = 8  # of a latent, along a side, where a base model tells no size_step
 
 
-def edit_steps(config: SamplingConfig, num_seeds: int, tiles: int = 0) -> int:
+def edit_steps(config: SamplingConfig, num_seeds: int, tiles: int = 0, stages: int = 1) -> int:
     """The most steps that an edit with a filled config may run: (steps x repeats + those of the second pass x tiles) x
     attempts x seeds, and those of super-resolution.
 
-    A step with more predictions than usual counts as more.
+    A step with more predictions than usual counts as more. `stages` is what `super_resolution_stages` says.
     """
     asked = Flat(config)
     own = asked.num_inference_steps * max(1, asked.repeats) + tiles * _second_pass_steps(config)
     share = max(1.0, _predictions(config) / USUAL_PREDICTIONS)
-    return math.ceil(num_seeds * (own * _attempts(config) * share + asked.super_resolution_steps))
+    return math.ceil(num_seeds * (own * _attempts(config) * share + stages * asked.super_resolution_steps))
 
 
 def most_tiles(config: SamplingConfig, size: tuple[int, int], base_model: BaseModel) -> int:
@@ -66,6 +67,14 @@ def most_tiles(config: SamplingConfig, size: tuple[int, int], base_model: BaseMo
     return tiles(*enlarged.size) if enlarged is not None else 0
 
 
+def super_resolution_stages(config: SamplingConfig, base_model: BaseModel) -> int:
+    """The steps of super-resolution's first stage that cost as much as one of each stage that an edit asks for."""
+    first = base_model.super_resolution_width * base_model.super_resolution_height
+    second = base_model.super_resolution_2_width * base_model.super_resolution_2_height
+    is_second = second and Flat(config).super_resolution_width == base_model.super_resolution_2_width
+    return 1 + second // first if is_second else 1
+
+
 def least_steps(config: SamplingConfig, num_seeds: int) -> int:
     """The fewest steps that it runs: without those below its strength, and with one attempt."""
     asked = Flat(config)
@@ -74,11 +83,11 @@ def least_steps(config: SamplingConfig, num_seeds: int) -> int:
 
 
 def check_edit_cost(
-    config: SamplingConfig, num_seeds: int, most: int, field: str = "config", *, tiles: int = 0
+    config: SamplingConfig, num_seeds: int, most: int, field: str = "config", *, tiles: int = 0, stages: int = 1
 ) -> None:
     """Raise InvalidArgument (COST_LIMIT) for a filled config with more than `most` steps; 0 means no limit. `tiles` are
-    those of its second pass."""
-    steps = edit_steps(config, num_seeds, tiles)
+    those of its second pass, `stages` is what `super_resolution_stages` says."""
+    steps = edit_steps(config, num_seeds, tiles, stages)
     if not 0 < most < steps:
         return
     asked, attempts = Flat(config), _attempts(config)
@@ -88,11 +97,12 @@ def check_edit_cost(
         "seeds": (num_seeds, 1),
         f"{field}.repeats": (max(1, asked.repeats), 1),
         f"{field}.{SAMPLING['resamples'].path}": (0 if config.automatic else attempts - 1, 1),
-        f"{field}.{SAMPLING['super_resolution_steps'].path}": (asked.super_resolution_steps, USUAL_STEPS),
+        f"{field}.{SAMPLING['super_resolution_steps'].path}": (stages * asked.super_resolution_steps, USUAL_STEPS),
     }
     scale = f"{field}.{SAMPLING['second_pass_scale'].path}"
     shown = {name: value for name, (value, _) in factors.items()}
     shown |= {"seeds": f"{num_seeds} seeds", scale: asked.second_pass_scale}
+    shown |= {f"{field}.{SAMPLING['super_resolution_steps'].path}": asked.super_resolution_steps}
     factors[scale] = (tiles, USUAL_TILES)
     name = max(factors, key=lambda one: factors[one][0] / factors[one][1])
     value = shown[name]
@@ -106,18 +116,19 @@ def check_edit_cost(
         made = f"({made}) x {predictions} / {USUAL_PREDICTIONS} predictions"
     if asked.super_resolution_steps:
         made += f" + {num_seeds} seeds x {asked.super_resolution_steps} steps of super-resolution"
+        made += f" x {stages}, since the second stage's are larger" if stages > 1 else ""
     remedy = f"lower it, or ask for less of the others: {made} are {steps} steps, and this server allows {most}"
     raise InvalidArgument.field_error(name, value, remedy, reason=COST_LIMIT)
 
 
 def tuning_pixels(config: TuningConfig, base_model: BaseModel) -> int:
     """The pixels of all pictures of all updates of a filled config: updates x batch x pixels, and the same of
-    super-resolution."""
+    super-resolution, whose second stage is tuned on crops of the first one's size."""
     asked = Flat(config)
     updates = asked.updates * (asked.num_inference_steps if asked.method == NULL_TEXT else 1)
     own = (updates + asked.embedding_updates) * base_model.width * base_model.height
     large = base_model.super_resolution_width * base_model.super_resolution_height
-    return max(1, asked.batch) * (own + asked.super_resolution_updates * large)
+    return max(1, asked.batch) * (own + (asked.super_resolution_updates + asked.super_resolution_2_updates) * large)
 
 
 def check_tuning_cost(config: TuningConfig, base_model: BaseModel, most: int, field: str) -> None:
@@ -126,7 +137,7 @@ def check_tuning_cost(config: TuningConfig, base_model: BaseModel, most: int, fi
     if not 0 < most < pixels:
         return
     asked = Flat(config)
-    names = ("updates", "embedding_updates", "super_resolution_updates")
+    names = ("updates", "embedding_updates", *(f"{stage}_updates" for stage in SUPER_RESOLUTION_STAGES))
     values = {name: (getattr(asked, name), USUAL_UPDATES) for name in names} | {"batch": (asked.batch, 4)}
     name = max(values, key=lambda one: values[one][0] / values[one][1])
     remedy = (

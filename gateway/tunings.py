@@ -22,6 +22,7 @@ from gateway.tuning_records import UNFINISHED, CreateRequest, QueueLimits
 from gateway.upstreams import refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, tracing, weights
+from unitune.base_model import SUPER_RESOLUTION_STAGES
 from unitune.choices import TUNING_METHODS
 from unitune.errors import STORE_DOWN, Aborted, InvalidArgument, InvalidField, NotFound, Unavailable, UniTuneError
 from unitune.options import Flat, check_base_model, to_words
@@ -196,8 +197,9 @@ class Tunings:
     ) -> Tuning:
         """A new tuning that is not stored yet. Raises as `find_or_make` does."""
         info = await self._tuners.info()
-        if config.super_resolution_updates > 0:
-            validation.check_size_for_super_resolution(picture, info.base_model)
+        for stage in SUPER_RESOLUTION_STAGES:
+            if getattr(config, f"{stage}_updates") > 0:
+                validation.check_size_for_super_resolution(picture, info.base_model, stage)
         if self._samplers.known is not None:
             refuse_mismatch(info.base_model.digest, self._samplers.known.base_model.digest)
         tuning = Tuning(

@@ -101,18 +101,18 @@ def check_size_of_images(size_bytes: int) -> None:
         raise InvalidField("images", value, remedy)
 
 
-def check_size_for_super_resolution(picture: Image | PictureInfo, base_model: BaseModel) -> None:
-    """Super-resolution is tuned on detail that a small picture does not have."""
+def check_size_for_super_resolution(picture: Image | PictureInfo, base_model: BaseModel, stage: str) -> None:
+    """A super-resolution stage is tuned on detail that a small picture does not have."""
     size = picture.height, picture.width
     into = working_size(size, (base_model.height, base_model.width), base_model.size_step)
     large = (
-        into[0] * base_model.super_resolution_height // base_model.height,
-        into[1] * base_model.super_resolution_width // base_model.width,
+        into[0] * getattr(base_model, f"{stage}_height") // base_model.height,
+        into[1] * getattr(base_model, f"{stage}_width") // base_model.width,
     )
     place = fit(size, into).scaled(large)
     side = place.height, place.width
     if not images.is_as_large(picture.width, picture.height, side):
-        raise InvalidField("image", f"{picture.width}x{picture.height} pixels", images.too_small(side))
+        raise InvalidField("image", f"{picture.width}x{picture.height} pixels", images.too_small(side, stage))
 
 
 def working_size_of(picture: Image | PictureInfo, base_model: BaseModel) -> tuple[int, int] | None:

@@ -38,7 +38,8 @@ TOTAL_UPDATES = '''
     def total_updates(self) -> int:
         """Optimizer updates of all phases together, as progress counts them."""
         runs = self.num_inference_steps if self.method == "null_text" else 1
-        return self.embedding_updates + self.updates * runs + self.super_resolution_updates
+        large = self.super_resolution_updates + self.super_resolution_2_updates
+        return self.embedding_updates + self.updates * runs + large
 '''
 SAMPLED = '''
 

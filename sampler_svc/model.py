@@ -21,10 +21,23 @@ from sampler_svc.sampling.conditioning import Embed
 from sampler_svc.sampling.content_filter import ContentFilter
 from sampler_svc.sampling.picture_check import PictureCheck
 from sampler_svc.sampling.tools import Tools
-from unitune.base_model import BaseModelSpec
+from unitune.base_model import BaseModelSpec, SuperResolutionSpec
 from unitune.diffusion.guidance import Denoiser
 from unitune.diffusion.schedule import Schedule
 from unitune.known_pictures import KnownPictures
+
+
+@dataclass(frozen=True)
+class SuperResolutionStage:
+    """One stage of a cascade: its specification, base weights and engines."""
+
+    spec: SuperResolutionSpec
+    base: WeightSet
+    pool: EnginePool
+
+    def base_weights(self) -> WeightSet:
+        """As a lease asks for them."""
+        return self.base
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,7 @@ class Model:
     pool: EnginePool
     controlled: EnginePool  # one engine with control over its attention, opened by its first lease
     engine: str  # runtime, version and device, in words
-    super_resolution: EnginePool | None = None  # where the base model is a cascade
-    super_resolution_base: WeightSet | None = None
+    super_resolution: tuple[SuperResolutionStage, ...] = ()  # the stages of a cascade
     fast_lora: FastLoraChanges | None = None  # if the base model has one
     clip_filter: ClipFilter | None = None  # if the base model has one
     clipseg: ClipSeg | None = None  # if the sampler has one
@@ -77,17 +89,14 @@ class Model:
         def open_controlled() -> ControlledEngine:
             return ControlledEngine(folder, engine_spec, threads, GraphLayout(engine_spec, base.tensors))
 
-        super_resolution, super_resolution_base = None, None
-        if spec.super_resolution is not None:
-            super_resolution_base = super_resolution_weights(folder, spec.super_resolution)
-            stage_spec = SuperResolutionEngine.spec_of(spec)
-            layout = GraphLayout(stage_spec, super_resolution_base.tensors)
-            super_resolution = EnginePool(
-                lambda: SuperResolutionEngine(folder, stage_spec, threads, layout),
-                super_resolution_base,
-                engines,
-                is_lazy=True,
-            )
+        def stage_of(stage: SuperResolutionSpec) -> SuperResolutionStage:
+            of_base, stage_spec = super_resolution_weights(folder, stage), SuperResolutionEngine.spec_of(spec, stage)
+            layout = GraphLayout(stage_spec, of_base.tensors)
+
+            def open_stage() -> SuperResolutionEngine:
+                return SuperResolutionEngine(folder, stage.graph, stage_spec, threads, layout)
+
+            return SuperResolutionStage(stage, of_base, EnginePool(open_stage, of_base, engines, is_lazy=True))
 
         clip_filter = ClipFilter.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph)
         known = KnownPictures.load(folder)
@@ -99,8 +108,7 @@ class Model:
             pool=EnginePool(runtime.opener(folder, engine_spec, base, threads, refit_mode), base, engines),
             controlled=EnginePool(open_controlled, base, is_lazy=True),
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
-            super_resolution=super_resolution,
-            super_resolution_base=super_resolution_base,
+            super_resolution=tuple(map(stage_of, spec.super_resolution)),
             fast_lora=FastLoraChanges.read(folder, spec),
             clip_filter=clip_filter,
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,

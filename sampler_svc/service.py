@@ -27,7 +27,7 @@ from sampler_svc.engines.engine import BASE, WeightSet
 from sampler_svc.engines.pool import Lease
 from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights, tunings_of, with_fast_lora
 from sampler_svc.mailbox import Mailbox
-from sampler_svc.model import Model
+from sampler_svc.model import Model, SuperResolutionStage
 from sampler_svc.run_stages import DECODING, LOADING, PREPARING, SAMPLING, RunStages
 from sampler_svc.run_times import RunTimes
 from sampler_svc.sampling.attempts import ScoredImage, attempts_of, sample_filtered
@@ -56,7 +56,6 @@ logger = logging.getLogger(__name__)
 REPLICA_STATE_S = 1.0  # longest time between two states of WatchReplica
 LEAST_STATE_S = 0.1  # shortest
 KEPT_TOLD = 100  # tunings in each of them, of those whose decoded weights are kept
-SUPER_RESOLUTION = "super_resolution"  # whose weights are decoded beside the denoiser's
 
 STAGES = ("refit", "encode", "denoise", "decode", "super_resolution")  # of Timings, that metrics tell
 
@@ -88,7 +87,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._epoch = secrets.token_hex(8)
         self._is_draining = False
         self._changed: set[asyncio.Event] = set()
-        self._pools = [pool for pool in (model.pool, model.controlled, model.super_resolution) if pool is not None]
+        self._pools = [model.pool, model.controlled, *(stage.pool for stage in model.super_resolution)]
         metrics.ENGINES.labels("warm").set_function(lambda: sum(pool.num_warm() for pool in self._pools))
         metrics.ENGINES.labels("cold").set_function(lambda: sum(pool.size - pool.num_warm() for pool in self._pools))
         metrics.ENGINE_USAGE.set_function(lambda: model.pool.num_warm() / model.pool.size)
@@ -266,7 +265,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     is_controlled=wanted.attention is not None,
                     has_fast_lora=config.fast_lora,
                 ) as lease,
-                self._super_resolution(request.prompt, wanted, tuned, cancelled) as second,
+                self._super_resolution(request.prompt, wanted, tuned, cancelled) as large,
             ):
                 timings.refit_s = lease.refit_s
                 stages.begin(PREPARING)
@@ -292,7 +291,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
                         timings.decode_s, timings.super_resolution_s = event.decode_s, event.super_resolution_s
 
-                self._edit(request, wanted, lease, extras, second, cancelled, on_event)
+                self._edit(request, wanted, lease, extras, large, cancelled, on_event)
             stages.end()
             timings.total_s = time.perf_counter() - asked
             self._times.edited(timings.total_s - timings.queue_s - timings.refit_s)
@@ -316,7 +315,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         wanted: Request,
         lease: Lease,
         extras: TunedWeights | None,
-        second: SuperResolution | None,
+        large: tuple[SuperResolution, ...],
         cancelled: threading.Event,
         on_event: Callable[[Event | ScoredImage], None],
     ) -> None:
@@ -338,7 +337,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             base_denoiser=model.pool.run_base if wanted.needs_base_weights else None,
             controlled=cast(ControlledEngine, lease.engine).run_controlled if wanted.attention is not None else None,
             find=self._finder(wanted, lease, cancelled),
-            super_resolution=second,
+            super_resolution=large,
         )
         if model.clip_filter is None or not (config.automatic or config.HasField("clip_filter")):
             sample(wanted, tools, on_event)
@@ -379,38 +378,40 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     @contextlib.contextmanager
     def _super_resolution(
         self, prompt: str, wanted: Request, weights: tuning_pb2.WeightsRef | None, cancelled: threading.Event
-    ) -> Iterator[SuperResolution | None]:
-        """Super-resolution with an engine of its own, for an edit that asks for it. `prompt` is as it was sent,
-        `weights` are those that the method samples with.
+    ) -> Iterator[tuple[SuperResolution, ...]]:
+        """The stages of super-resolution that an edit asks for, each with an engine of its own. `prompt` is as it was
+        sent, `weights` are those that the method samples with.
 
-        A tuned super-resolution gets the text that it was tuned with: the prompt after UniTune's rare tokens, or
-        Imagic's own embedding of the prompt (arXiv 2210.09276, section 3.2). An untuned one gets the prompt without the
-        words that the tuning bound, which it does not know.
+        A tuned stage gets the text that it was tuned with: the prompt after UniTune's rare tokens, or Imagic's own
+        embedding of the prompt (arXiv 2210.09276, section 3.2). An untuned one gets the prompt without the words that
+        the tuning bound, which it does not know.
         """
-        model, asked = self._model, wanted.super_resolution
-        if asked is None or model.super_resolution is None or model.spec.super_resolution is None:
-            yield None
+        asked, graphs = wanted.super_resolution, self._model.graphs
+        if asked is None:
+            yield ()
             return
-        base, graphs = model.super_resolution_base, model.graphs
-        assert base is not None
         tuned = self._weights.extras(weights.path, weights.digest) if weights is not None else None
-        if weights is not None and tuned is not None and tuned.tunes_super_resolution:
-            context = embedding(graphs, tuned, wanted.prompt, eta=1.0)(wanted.prompt)
-            read = partial(self._weights.read, weights.path, weights.digest)
-            leased = model.super_resolution.lease(
-                weights.digest,
-                lambda: self._decoded_or(
-                    weights.digest, SUPER_RESOLUTION, lambda: tuned_super_resolution(read(), base, model.spec.digest)
-                ),
-            )
-        else:
-            context = graphs.embed(without(prompt, tuned.manifest.rare_tokens if tuned is not None else ""))
-            leased = model.super_resolution.lease(BASE, lambda: base)
-        with leased as lease:
-            empty = graphs.embed("")
-            yield SuperResolution(
-                model.spec.super_resolution, lease.engine.run, asked, context, empty, cancelled.is_set
-            )
+        with contextlib.ExitStack() as leases:
+            ready = []
+            for stage in self._model.super_resolution[: asked.num_stages]:
+                if weights is not None and tuned is not None and tuned.tunes(stage.spec.name):
+                    context = embedding(graphs, tuned, wanted.prompt, eta=1.0)(wanted.prompt)
+                    leased = stage.pool.lease(weights.digest, partial(self._tuned_stage, stage, weights))
+                else:
+                    context = graphs.embed(without(prompt, tuned.manifest.rare_tokens if tuned is not None else ""))
+                    leased = stage.pool.lease(BASE, stage.base_weights)
+                run, empty = leases.enter_context(leased).engine.run, graphs.embed("")
+                ready.append(SuperResolution(stage.spec, run, asked, context, empty, cancelled.is_set))
+            yield tuple(ready)
+
+    def _tuned_stage(self, stage: SuperResolutionStage, weights: tuning_pb2.WeightsRef) -> WeightSet:
+        """A tuning's weights of a super-resolution stage."""
+
+        def read() -> WeightSet:
+            tuned = self._weights.read(weights.path, weights.digest)
+            return tuned_super_resolution(tuned, stage.spec.name, stage.base, self._model.spec.digest)
+
+        return self._decoded_or(weights.digest, stage.spec.name, read)
 
     @contextlib.contextmanager
     def _lease(

@@ -4,6 +4,7 @@ Beside the service and the program this is the only module of the sampler that k
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from sampler_svc.engines.pool import Lease
@@ -130,18 +131,18 @@ def check_tuning(request: sampler_pb2.CheckTuningRequest, model: Model) -> list[
     """Warnings of a tuning's config. Raises InvalidField for one that cannot be run on the base model."""
     check(request.config, "config.")
     spec = model.spec
-    steps, has_super_resolution = spec.schedule.num_train_timesteps, spec.super_resolution is not None
-    tuned = TunedModel(model.graphs.reader, spec.preset, steps, has_super_resolution, spec.is_inpainting)
+    steps, stages = spec.schedule.num_train_timesteps, [stage.name for stage in spec.super_resolution]
+    tuned = TunedModel(model.graphs.reader, spec.preset, steps, stages, spec.is_inpainting)
     return tuned.check(Flat(request.config))
 
 
 def sampler_info(model: Model) -> sampler_pb2.SamplerInfo:
     """Base model, defaults and engine."""
-    preset, second = model.spec.preset, model.spec.super_resolution
+    preset, stages = model.spec.preset, model.spec.super_resolution
     return sampler_pb2.SamplerInfo(
         base_model=_base_model(model),
-        sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
-        method_defaults=[_defaults(preset.method_preset(method), method, second) for method in EDIT_METHODS],
+        sampling_defaults=_defaults(preset, EDIT_METHODS[0], stages),
+        method_defaults=[_defaults(preset.method_preset(method), method, stages) for method in EDIT_METHODS],
         engine=model.engine,
         version=__version__,
     )
@@ -193,7 +194,7 @@ def _base_model(model: Model) -> server_pb2.BaseModel:
     )
 
 
-def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -> edit_pb2.SamplingConfig:
+def _defaults(preset: Preset, method: str, stages: Sequence[SuperResolutionSpec]) -> edit_pb2.SamplingConfig:
     """What is unset of a config; what is in `super_resolution` counts where that is set."""
     words: dict[str, Any] = {
         "method": method,
@@ -230,21 +231,24 @@ def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -
             "second_pass_strength": preset.second_pass_strength,
             "second_pass_scale": DEFAULT_SECOND_PASS_SCALE,
         }
-    if second is not None:
+    for stage in stages[:1]:
         words |= {
             "super_resolution": True,
-            "super_resolution_noise_level": second.noise_level,
-            "super_resolution_steps": second.num_inference_steps,
-            "super_resolution_guidance_scale": second.guidance_scale,
+            "super_resolution_width": stage.side[1],
+            "super_resolution_noise_level": stage.noise_level,
+            "super_resolution_steps": stage.num_inference_steps,
+            "super_resolution_guidance_scale": stage.guidance_scale,
             "dynamic_thresholding": True,
         }
     return put_words(edit_pb2.SamplingConfig(), words)
 
 
-def _super_resolution(config: Flat, stage: SuperResolutionSpec | None) -> SuperResolutionOptions | None:
-    if not config.super_resolution or stage is None:
+def _super_resolution(config: Flat, stages: Sequence[SuperResolutionSpec]) -> SuperResolutionOptions | None:
+    if not config.super_resolution or not stages:
         return None
+    stage, widths = stages[0], [stage.side[1] for stage in stages]
     return SuperResolutionOptions(
+        num_stages=1 + widths.index(_chosen(config, "super_resolution_width", widths[0])),
         noise_level=_chosen(config, "super_resolution_noise_level", stage.noise_level),
         num_inference_steps=_chosen(config, "super_resolution_steps", stage.num_inference_steps),
         guidance_scale=_chosen(config, "super_resolution_guidance_scale", stage.guidance_scale),

@@ -1,42 +1,89 @@
 """What super-resolution adds: figures on held-out scenes, and a sheet of edits with their ground truth.
 
-    python -m stickerbook.cascade                                    # PSNR against bicubic enlargement, no services
+    python -m stickerbook.cascade                                    # figures of each stage, no services
+    python -m stickerbook.cascade --speed                            # seconds and memory of each stage on the CPU
     python -m stickerbook.cascade --sheet docs/methods/cascade.png   # edits through the services, and no figures
 
-The figures compare enlarged pictures with the same scenes painted at 128 px. The small pictures are renders after the
-autoencoder's round trip, as soft as edits. The sheet's rows are edits of demo pictures painted at 128 px: the small
-picture enlarged, the same by super-resolution, by super-resolution tuned on the picture, and the ground truth. Nothing
-of the base image is mixed back.
+The figures compare enlarged pictures with the same scenes painted at that size: PSNR, structural similarity, and the
+share in which the judge reads the object right. The small pictures are renders after the autoencoder's round trip, as
+soft as edits; those of the second stage are the first one's results. The sheet's rows are edits of demo pictures
+painted at 256 px: the small picture enlarged, the same by super-resolution, by super-resolution tuned on the picture,
+and the ground truth. Nothing of the base image is mixed back.
 """
 
 import argparse
 import io
+import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from PIL import Image
+from skimage.metrics import structural_similarity
+from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sampler_svc.model import Model
+from sampler_svc.sampling.super_resolution import SuperResolution, SuperResolutionOptions
+from stickerbook import train_super_resolution_2 as second_stage
 from stickerbook.captions import caption
 from stickerbook.demo import load_cases, say
+from stickerbook.judge import Judge
+from stickerbook.pictures import as_pixels
 from stickerbook.render import render
 from stickerbook.samples import contact_sheet
 from stickerbook.save_model import MODEL
-from stickerbook.train_super_resolution import SIDE, HeldOut, enlarge, new_noise_schedule, psnr_of
+from stickerbook.train_super_resolution import (
+    SIDE,
+    HeldOut,
+    enlarge,
+    new_noise_schedule,
+    psnr_of,
+    super_resolution_unet,
+)
+from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
 from unitune import images
 from unitune_client import Client, EditOptions
 from unitune_client.local.services import LocalServices
 
 TRIED = ((0, 1), (50, 1), (100, 1), (200, 1), (50, 2), (50, 8))  # noise level, steps
+TRIED_AT_1024 = ((0, 1), (50, 1), (100, 1))
 BATCH = 24
 UPDATES = 64  # of super-resolution, in the sheet's third column
 STRENGTH, GUIDANCE_SCALE = 0.9, 5.0  # of the sheet's edits
 
 
+class Nearness:
+    """Prints how near enlarged pictures are to their ground truth."""
+
+    def __init__(self, truth: torch.Tensor) -> None:
+        """`truth` is of the held-out scenes from the first one on, (n, 3, side, side) in [-1, 1]."""
+        self._truth, self._judge = truth, Judge.load()
+        seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + len(truth))
+        self._objects = [draw_scene(seed, "held_out").object for seed in seeds]
+        self._of_bicubic: torch.Tensor | None = None
+
+    def tell(self, what: str, large: torch.Tensor) -> None:
+        """A line of figures; the first pictures that it is given are those which others are better or worse than."""
+        found = psnr_of(large, self._truth)
+        pairs = zip(as_pixels(large), as_pixels(self._truth), strict=True)
+        similar = np.mean([structural_similarity(*pair, channel_axis=2, data_range=255) for pair in pairs])
+        small = as_pixels(functional.interpolate(large.clamp(-1, 1), size=(64, 64), mode="area"))
+        right = np.mean(
+            [read["object"] == word for read, word in zip(self._judge.read(small), self._objects, strict=True)]
+        )
+        line = f"{found.mean():.2f} dB, SSIM {similar:.4f}, object right in {right:.1%}"
+        if self._of_bicubic is None:
+            self._of_bicubic = found
+        else:
+            line += f"; better than bicubic in {float((found > self._of_bicubic).float().mean()):.0%}"
+        print(f"  {what}: {line}", flush=True)
+
+
 def measure(model: Path, scenes: int) -> None:
-    """Print the PSNR of bicubic enlargement, and of super-resolution at some noise levels and numbers of steps."""
+    """Print the figures of the first stage at some noise levels and numbers of steps, and of bicubic enlargement."""
     fp32 = {"torch_dtype": torch.float32, "use_safetensors": True}
     held_out = HeldOut(
         scenes,
@@ -44,18 +91,59 @@ def measure(model: Path, scenes: int) -> None:
         CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **fp32).eval(),
         CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
     )
-    unet = UNet2DConditionModel.from_pretrained(model, subfolder="super_resolution", **fp32).eval()
-    of_bicubic = psnr_of(held_out.bicubic, held_out.truth)
-    print(f"{scenes} held-out scenes, bicubic: {of_bicubic.mean():.2f} dB")
+    unet, figures = super_resolution_unet(model).eval(), Nearness(held_out.truth)
+    print(f"first stage, {scenes} held-out scenes at {SIDE} px")
+    figures.tell("bicubic", held_out.bicubic)
     for level, steps in TRIED:
         batches = zip(held_out.context.split(BATCH), held_out.small.split(BATCH), strict=True)
         large = [
             enlarge(unet, context, small, new_noise_schedule(), noise_level=level, steps=steps, seed=index)
             for index, (context, small) in enumerate(batches)
         ]
-        found = psnr_of(torch.cat(large), held_out.truth)
-        better = float((found > of_bicubic).float().mean())
-        print(f"  noise level {level:3}, {steps} steps: {found.mean():.2f} dB; better in {better:.0%}", flush=True)
+        figures.tell(f"noise level {level:3}, {steps} steps", torch.cat(large))
+
+
+def measure_second(model: Path, scenes: int) -> None:
+    """The same of the second stage, and of Lanczos enlargement."""
+    held_out, unet = second_stage.LargeHeldOut(scenes, model), second_stage.second_stage_unet(model).eval()
+    figures = Nearness(held_out.truth)
+    print(f"second stage, {scenes} held-out scenes at {second_stage.SIDE} px")
+    figures.tell("bicubic", held_out.bicubic)
+    figures.tell("Lanczos", held_out.lanczos)
+    for level, steps in TRIED_AT_1024:
+        large = held_out.enlarged_by(unet, new_noise_schedule(), noise_level=level, steps=steps)
+        figures.tell(f"noise level {level:3}, {steps} steps", large)
+
+
+def speed(model: Path) -> None:
+    """Print the seconds and the peak of memory of each stage in ONNX Runtime, of one picture and one step."""
+    engine = LocalServices(str(model), log=say).build()
+    for number in range(len(Model.open(engine).super_resolution)):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, megabytes = pool.apply(one_picture, (engine, number))
+        print(f"stage {number + 1}: {seconds:.2f} s, {megabytes:.0f} MB more at the peak than before", flush=True)
+
+
+def one_picture(engine: Path, number: int) -> tuple[float, float]:
+    """The seconds of a stage for one picture, the best of three, and the megabytes by which memory grew meanwhile."""
+    model = Model.open(engine)
+    stage, context = model.super_resolution[number], model.graphs.embed("a cat on a beach")
+    wanted = SuperResolutionOptions(stage.spec.noise_level, 1, 1.0)
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 3, *stage.spec.image_side)).astype(np.float32)
+    before, times = _memory_mb("VmRSS"), []
+    with stage.pool.lease("base", stage.base_weights) as lease:
+        own = SuperResolution(stage.spec, lease.engine.run, wanted, context, context, lambda: False)
+        for _ in range(3):
+            began = time.perf_counter()
+            own.enlarge(image, 0)
+            times.append(time.perf_counter() - began)
+    return min(times), _memory_mb("VmHWM") - before
+
+
+def _memory_mb(name: str) -> float:
+    """A figure of this process, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def edits(cases: int) -> np.ndarray:
@@ -82,11 +170,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--scenes", type=int, default=240)
+    parser.add_argument("--large-scenes", type=int, default=24, help="of the second stage")
+    parser.add_argument("--speed", action="store_true", help="measure seconds and memory instead")
     parser.add_argument("--sheet", type=Path, metavar="PNG")
     parser.add_argument("--cases", type=int, default=2, help="of the demo's pictures, for the sheet")
     options = parser.parse_args()
-    if options.sheet is None:
+    if options.speed:
+        speed(options.model)
+    elif options.sheet is None:
         measure(options.model, options.scenes)
+        if (options.model / second_stage.FOLDER).is_dir():
+            measure_second(options.model, options.large_scenes)
     else:
         Image.fromarray(edits(options.cases)).save(options.sheet)
 

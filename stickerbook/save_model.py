@@ -1,16 +1,18 @@
 """Write the trained weights as a diffusers folder, `stickerbook/model`: fp16 safetensors, a few tens of MB.
 
 python -m stickerbook.save_model
-python -m stickerbook.save_model --only super_resolution     # only that folder
+python -m stickerbook.save_model --only super_resolution       # only that folder
+python -m stickerbook.save_model --only super_resolution_2     # only that of its second stage
 """
 
 import argparse
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from stickerbook.captions import PLACE_PHRASES, SIDE_PHRASES, STYLE_PHRASES, TIME_PHRASES, WEATHER_PHRASES
@@ -19,6 +21,7 @@ from stickerbook.commit import commit
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
 from stickerbook.train_super_resolution import new_noise_schedule, new_super_resolution
+from stickerbook.train_super_resolution_2 import new_second_stage
 from stickerbook.world import OBJECTS
 
 MODEL = Path(__file__).parent / "model"
@@ -118,23 +121,34 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str
     return pipeline, run.facts
 
 
-def save_super_resolution(work: Path, folder: Path) -> int:
-    """Write the checkpoint in `work`, its moving average, as a base model's super-resolution; the checkpoint's updates.
+STAGES: Mapping[str, Callable[[], UNet2DConditionModel]] = {  # of super-resolution, untrained
+    "super_resolution": new_super_resolution,
+    "super_resolution_2": new_second_stage,
+}
+FACTS = {  # of their networks, which lie beside their schedules
+    "super_resolution": {"is_preconditioned": True},
+    "super_resolution_2": {"is_preconditioned": True, "has_channel_scales": True},
+}
+
+
+def save_super_resolution(work: Path, folder: Path, stage: str) -> int:
+    """Write the checkpoint in `work`, its moving average, as a base model's super-resolution stage; the checkpoint's
+    updates.
 
     Raises FileNotFoundError when there is no checkpoint.
     """
-    unet, own = new_super_resolution(), folder / "super_resolution"
-    run = TrainingRun(work / "super_resolution.safetensors", unet, learning_rate=0, updates=1)
+    unet, own = STAGES[stage](), folder / stage
+    run = TrainingRun(work / f"{stage}.safetensors", unet, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(
-            f"no super-resolution in {work}; run `python -m stickerbook.train_super_resolution` first, or leave it out"
+            f"no {stage} in {work}; run `python -m stickerbook.train_{stage}` first, or leave it out"
         )
     run.use_average()
     unet.eval().to(dtype=torch.float16).save_pretrained(own, safe_serialization=True)
     scheduler = new_noise_schedule()
-    scheduler.register_to_config(is_preconditioned=True)
+    scheduler.register_to_config(**FACTS[stage])
     scheduler.save_pretrained(own)
-    facts = {"commit": commit("stickerbook/*.py"), "super_resolution_updates": str(run.updates_done)}
+    facts = {"commit": commit("stickerbook/*.py"), f"{stage}_updates": str(run.updates_done)}
     stamp(own / "diffusion_pytorch_model.safetensors", facts)
     return run.updates_done
 
@@ -151,11 +165,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
     parser.add_argument("--out", type=Path, default=MODEL)
-    parser.add_argument("--only", choices=["super_resolution"], help="write this part, and leave the others alone")
+    parser.add_argument("--only", choices=list(STAGES), help="write this part, and leave the others alone")
     options = parser.parse_args()
-    if options.only or (options.work / "super_resolution.safetensors").exists():
-        updates = save_super_resolution(options.work, options.out)
-        print(f"wrote {options.out / 'super_resolution'}, {updates} updates")
+    for stage in [options.only] if options.only else STAGES:
+        if options.only or (options.work / f"{stage}.safetensors").exists():
+            updates = save_super_resolution(options.work, options.out, stage)
+            print(f"wrote {options.out / stage}, {updates} updates")
     if options.only:
         return
     pipeline, facts = trained_pipeline(options.work)
@@ -169,7 +184,7 @@ def main() -> None:
     }
     (options.out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     for weights in options.out.glob("*/*.safetensors"):
-        if weights.parent.name not in ("clip", "super_resolution"):
+        if weights.parent.name not in ("clip", *STAGES):
             stamp(weights, {name: str(value) for name, value in training.items()})
     print(f"wrote {options.out}: {sum(f.stat().st_size for f in options.out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 

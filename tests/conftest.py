@@ -21,7 +21,6 @@ from tests.left_out import (  # noqa: F401, hooks
 from tests.made_once import made_once, run_folder
 from tests.traces import Collector, collecting
 from unitune.base_model import BaseModelSpec, file_digest
-from unitune.graph_files import SUPER_RESOLUTION_GRAPH
 from unitune_client import Client
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
@@ -141,11 +140,14 @@ def tiny_inpainting_graphs(tiny_inpainting: Path, tiny_graphs: Path, run_root: P
 
 @pytest.fixture(scope="session")
 def tiny_cascade(tiny_model: Path, run_root: Path) -> Path:
-    """The tiny base model with super-resolution, from 48x48 to 96x96. Nobody writes to it."""
-    from tests.tiny_model import save_tiny_super_resolution
+    """The tiny base model with two stages of super-resolution, from 48x48 to 96x96 and to 192x192. Nobody writes to
+    it."""
+    from tests.tiny_model import save_tiny_second_stage, save_tiny_super_resolution
 
     def make(folder: Path) -> None:
-        save_tiny_super_resolution(Path(shutil.copytree(tiny_model, folder / "tiny")))
+        tiny = Path(shutil.copytree(tiny_model, folder / "tiny"))
+        save_tiny_super_resolution(tiny)
+        save_tiny_second_stage(tiny)
 
     return made_once(run_root, "cascade", make) / "tiny"
 
@@ -165,16 +167,16 @@ def part_of(home: Home, base_model: Path, folder: Path) -> None:
 
     (graphs,), own = home.graphs.iterdir(), load(base_model).spec
     whole = BaseModelSpec.load(graphs)
-    assert whole.super_resolution is not None and whole.fast_lora is not None
+    assert whole.super_resolution and whole.fast_lora is not None
     lacking = {whole.fast_lora.weights}
-    if own.super_resolution is None:
-        lacking |= {whole.super_resolution.weights, SUPER_RESOLUTION_GRAPH}
+    if not own.super_resolution:
+        lacking |= {file for stage in whole.super_resolution for file in (stage.weights, stage.graph)}
     shutil.copytree(graphs, folder, ignore=lambda _, names: lacking.intersection(names))
     replace(
         whole,
         digest=own.digest,
         preset=own.preset,
-        super_resolution=whole.super_resolution if own.super_resolution is not None else None,
+        super_resolution=whole.super_resolution if own.super_resolution else (),
         fast_lora=None,
         graphs=graphs_digest(base_model),
         files={name: digest for name, digest in whole.files.items() if name not in lacking},

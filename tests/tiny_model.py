@@ -113,7 +113,8 @@ def disturb(part: torch.nn.Module) -> None:
 
 
 def save_tiny_super_resolution(folder: Path, *, seed: int = 0, is_preconditioned: bool = True) -> None:
-    """Write tiny super-resolution into a base model's folder: 96x96 pictures in blocks of 4x4, random by seed."""
+    """Write the first stage of tiny super-resolution into a base model's folder: 96x96 pictures in blocks of 4x4,
+    random by seed."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=2 * IMAGE_SIDE // 4,
@@ -129,15 +130,41 @@ def save_tiny_super_resolution(folder: Path, *, seed: int = 0, is_preconditioned
         class_embed_type="timestep",
     )
     disturb(unet)
-    unet.save_pretrained(folder / "super_resolution", safe_serialization=True)
+    _save_stage(unet, folder / "super_resolution", is_preconditioned=is_preconditioned)
+
+
+def save_tiny_second_stage(folder: Path, *, seed: int = 0) -> None:
+    """Write the second stage, beside the first one: 192x192 pictures in blocks of 4x4, by convolutions alone."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=4 * IMAGE_SIDE // 4,
+        in_channels=2 * 48,
+        out_channels=48,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 24),
+        layers_per_block=1,
+        cross_attention_dim=CONTEXT_WIDTH,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        norm_num_groups=8,
+        class_embed_type="timestep",
+    )
+    disturb(unet)
+    _save_stage(unet, folder / "super_resolution_2", is_preconditioned=True, has_channel_scales=True)
+
+
+def _save_stage(unet: UNet2DConditionModel, folder: Path, **facts: bool) -> None:
+    unet.save_pretrained(folder, safe_serialization=True)
     scheduler = DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="sample",
         clip_sample=False,
         timestep_spacing="trailing",
     )
-    scheduler.register_to_config(is_preconditioned=is_preconditioned)
-    scheduler.save_pretrained(folder / "super_resolution")
+    scheduler.register_to_config(**facts)
+    scheduler.save_pretrained(folder)
 
 
 def save_tiny_model(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Path:

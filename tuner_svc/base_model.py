@@ -1,8 +1,7 @@
 """The base model in memory: frozen, fp32, in parts, each of which the export writes as a graph."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -21,23 +20,21 @@ from transformers.utils import logging as transformers_logging
 from tuner_svc.fast_lora import FastLora, read_fast_lora
 from tuner_svc.fp32_copy import fp32_folder
 from tuner_svc.model_folder import (
-    PRECONDITIONED,
-    SCHEDULER_FILE,
     SECOND_TEXT_ENCODER,
     SECOND_TOKENIZER,
-    SUPER_RESOLUTION_FOLDER,
     WEIGHTS,
     UnusableBaseModel,
     check_layout,
     digest,
     has_two_text_encoders,
-    read_object,
     read_preset,
     read_schedule,
     read_text_settings,
     read_vocabulary,
+    super_resolution_stages,
     variant_of,
 )
+from tuner_svc.super_resolver import SuperResolver, read_stages
 from unitune.base_model import BaseModelSpec, NoiseSchedule, Preset, SuperResolutionSpec, TensorSpec
 from unitune.diffusion.conditioning import NUM_SIZES, num_rows, size_ids
 from unitune.diffusion.inpainting import num_channels
@@ -193,21 +190,6 @@ class DenoiserModule(nn.Module):
         return self.unet(sample, timestep, encoder_hidden_states, added_cond_kwargs=added).sample
 
 
-class SuperResolver(nn.Module):
-    """sample (n, 2 * channels, h, w), timestep int64 (n, 2), encoder_hidden_states (n, tokens, width) -> a picture.
-
-    Super-resolution. The sample is the noisy picture, then the upsampled one, noised. A timestep is the picture's, then
-    the noise level of the upsampled one. Pictures are in blocks (unitune.diffusion.super_resolution).
-    """
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        return self.unet(sample, timestep[:, 0], encoder_hidden_states, class_labels=timestep[:, 1]).sample
-
-
 @dataclass(frozen=True)
 class BaseModel:
     """A base model. Its tensors are never written to: every tuning starts from them."""
@@ -230,8 +212,7 @@ class BaseModel:
     context_width: int
     size_step: int = 0  # as in BaseModelSpec
     is_inpainting: bool = False  # as in BaseModelSpec
-    super_resolver: SuperResolver | None = None  # this and the next: only of a cascade
-    super_resolution: SuperResolutionSpec | None = None  # without the tensors' layouts, which the export finds
+    super_resolution: tuple[SuperResolver, ...] = ()  # the stages of a cascade
     second_tokenizer: CLIPTokenizer | None = None  # this and the next two: of a pair of text encoders
     pooled_width: int = 0
     empty_is_zeros: bool = False
@@ -266,7 +247,7 @@ class BaseModel:
             preset=self.preset,
             tensors={name: TensorSpec(tuple(tensor.shape)) for name, tensor in self.tensors().items()},
             vocabulary=self.vocabulary,
-            super_resolution=self.super_resolution,
+            super_resolution=tuple(stage.spec for stage in self.super_resolution),
             fast_lora=self.fast_lora.spec if self.fast_lora is not None else None,
             pooled_width=self.pooled_width,
             is_inpainting=self.is_inpainting,
@@ -356,7 +337,7 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
     try:
         with fp32_folder(folder) as readable:
             parts = _read_parts(readable)
-        second = _read_unet(folder, SUPER_RESOLUTION_FOLDER) if (folder / SUPER_RESOLUTION_FOLDER).is_dir() else None
+        large = [_read_unet(folder, stage) for stage in super_resolution_stages(folder)]
     except Exception as error:  # each library has its own errors for damaged or wrong files
         complaint = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnusableBaseModel(f"{folder} cannot be loaded: {complaint}") from error
@@ -364,10 +345,9 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
     unet, autoencoder, clip, tokenizer = parts.unet, parts.autoencoder, parts.clip, parts.tokenizer
     height, width = _pair(unet.config.sample_size)
     pixels = 2 ** (len(autoencoder.config.block_out_channels) - 1)  # of a side for each position of the latent's side
-    image_side, step, stage = (height * pixels, width * pixels), pixels * 2**unet.num_upsamplers, None
-    if second is not None:
-        stage = replace(_super_resolution(folder, second, clip.config.hidden_size), image_side=image_side)
-    for part in (unet, autoencoder, clip, parts.second_clip, second):
+    image_side, step = (height * pixels, width * pixels), pixels * 2**unet.num_upsamplers
+    stages = read_stages(folder, large, image_side, clip.config.hidden_size)
+    for part in (unet, autoencoder, clip, parts.second_clip, *stages):
         if part is not None:
             part.requires_grad_(False).eval().to(device)
     settings = read_text_settings(folder)
@@ -391,10 +371,9 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         latent_channels=unet.config.out_channels,
         context_tokens=min(tokenizer.model_max_length, clip.config.max_position_embeddings),
         context_width=parts.context_width,
-        size_step=_size_step(image_side, step, stage, 2**second.num_upsamplers if second is not None else 1),
+        size_step=_size_step(image_side, step, [stage.spec for stage in stages]),
         is_inpainting=unet.config.in_channels != unet.config.out_channels,
-        super_resolver=SuperResolver(second).eval() if second is not None else None,
-        super_resolution=stage,
+        super_resolution=stages,
         fast_lora=read_fast_lora(folder, unet),
         second_tokenizer=parts.second_tokenizer,
         pooled_width=parts.pooled_width,
@@ -460,24 +439,6 @@ def _read_unet(folder: Path, part: str) -> UNet2DConditionModel:
     )
 
 
-def _super_resolution(folder: Path, unet: UNet2DConditionModel, context_width: int) -> SuperResolutionSpec:
-    """Its specification. Raises UnusableBaseModel unless it takes two pictures, a noise level and the text."""
-    config = unet.config
-    block = math.isqrt(config.out_channels // 3)
-    for is_right, wanted in (
-        (config.out_channels == 3 * block**2, "out_channels of 3 for each pixel of a square block: 3, 12, 48 ..."),
-        (config.in_channels == 2 * config.out_channels, "in_channels of two pictures, twice its out_channels"),
-        (config.class_embed_type == "timestep", "class_embed_type timestep, which tells it the noise level"),
-        (config.cross_attention_dim == context_width, f"cross_attention_dim {context_width}, the text_encoder's"),
-    ):
-        if not is_right:
-            raise UnusableBaseModel(f"{folder / SUPER_RESOLUTION_FOLDER}: its config must have {wanted}")
-    height, width = _pair(config.sample_size)
-    schedule = read_schedule(folder, SUPER_RESOLUTION_FOLDER)
-    is_preconditioned = bool(read_object(folder / SUPER_RESOLUTION_FOLDER / SCHEDULER_FILE).get(PRECONDITIONED, False))
-    return SuperResolutionSpec((height * block, width * block), block, schedule, {}, is_preconditioned)
-
-
 def _check_parts(folder: Path, parts: Parts) -> None:
     """Raises UnusableBaseModel for parts that need more than a latent, a timestep and a text embedding, SDXL's pooled
     embedding and sizes, and what is shown to an inpainting model."""
@@ -516,18 +477,24 @@ def _check_pair(folder: Path, parts: Parts, second_tokenizer: CLIPTokenizer) -> 
         (wanted == pooled + sizes, f"its unet wants {wanted} values beside the timestep, not {pooled} + {sizes}"),
         (pooled <= parts.context_width, f"its pooled embedding, {pooled}, is wider than its text embeddings"),
         (parts.tokenizer.get_vocab() == second_tokenizer.get_vocab(), "its two tokenizers have two vocabularies"),
-        (not (folder / SUPER_RESOLUTION_FOLDER).is_dir(), "it has two text encoders and a super_resolution"),
+        (not super_resolution_stages(folder), "it has two text encoders and a super_resolution"),
     ):
         if not is_right:
             raise UnusableBaseModel(f"{folder}: {complaint}; only models like SDXL's base model can be tuned")
 
 
-def _size_step(image_side: tuple[int, int], step: int, stage: SuperResolutionSpec | None, blocks: int) -> int:
-    """The least multiple of `step` of which super-resolution makes multiples of `blocks`: networks halve and double
-    height and width, so that an odd one would not fit. 0 if the model's own sides are no multiples of it."""
+def _size_step(image_side: tuple[int, int], step: int, stages: Sequence[SuperResolutionSpec]) -> int:
+    """The least multiple of `step` of which each super-resolution stage makes multiples of what its network needs:
+    networks halve and double height and width, so that an odd one would not fit. 0 if the model's own sides are no
+    multiples of it, or a stage takes its own alone."""
+    if not all(stage.step for stage in stages):
+        return 0
     for multiple in range(step, min(image_side) + 1, step):
-        large = stage.block * blocks * stage.image_side[0] if stage is not None else 1
-        if stage is None or multiple * stage.side[0] % large == multiple * stage.side[1] % large == 0:
+        if all(
+            multiple * side % (stage.block * stage.step * own) == 0
+            for stage in stages
+            for side, own in zip(stage.side, image_side, strict=True)
+        ):
             return multiple if all(side % multiple == 0 for side in image_side) else 0
     return 0
 

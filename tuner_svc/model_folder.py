@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 from tuner_svc.family_presets import CLOSED, SDXL, STABLE_DIFFUSION
 from tuner_svc.few_steps import KINDS, LORA_SETTINGS, ZERO_SNR, settings_of, told_by_configs
 from tuner_svc.tuning_config import TuningConfig
-from unitune.base_model import EVERY_STEP, FastLoraSpec, NoiseSchedule, Preset, file_digest
+from unitune.base_model import (
+    EVERY_STEP,
+    SUPER_RESOLUTION_STAGES,
+    FastLoraSpec,
+    NoiseSchedule,
+    Preset,
+    file_digest,
+)
 from unitune.choices import EDIT_METHODS, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS
 from unitune.diffusion.schedule import Schedule, num_late_steps
 from unitune.diffusion.solvers import ORIGINAL_STEPS, OWN_TIMESTEPS
@@ -32,10 +39,11 @@ CLIP_FILTER_RANGES = {  # ends included
     "clip_filter_detail": (0, 1),
     "clip_filter_saturated": (0, 1),
 }
-SUPER_RESOLUTION_FOLDER = "super_resolution"  # optional: a UNet2DConditionModel and its scheduler
 SCHEDULER_FILE = "scheduler_config.json"
+# In a folder of each stage of SUPER_RESOLUTION_STAGES, optional: a UNet2DConditionModel and its scheduler.
 SUPER_RESOLUTION_FILES = ("config.json", "diffusion_pytorch_model.safetensors", SCHEDULER_FILE)
-PRECONDITIONED = "is_preconditioned"  # true in its scheduler's config: see unitune.base_model.SuperResolutionSpec
+# These two are true in its scheduler's config: see unitune.base_model.SuperResolutionSpec and tuner_svc.channel_scale.
+PRECONDITIONED, CHANNEL_SCALES = "is_preconditioned", "has_channel_scales"
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the CLIP filter
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 PICKLED = "*pytorch_model*.bin*"  # of transformers and diffusers, in one file or in several, of any variant
@@ -133,7 +141,7 @@ def read_text_settings(folder: Path) -> TextSettings:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that define the model, relative and sorted: configs, weights, tokenizer, preset, vocabulary, the
-    super-resolution model, the CLIP filter's model and the fast LoRA. Other files do not matter.
+    super-resolution stages, the CLIP filter's model and the fast LoRA. Other files do not matter.
 
     Raises UnusableBaseModel naming every file that is missing.
     """
@@ -148,8 +156,8 @@ def model_files(folder: Path) -> list[Path]:
             needed += [Path(tokenizer, "vocab.json"), Path(tokenizer, "merges.txt")]
     if (folder / CLIP_FOLDER).is_dir():
         needed += [Path(CLIP_FOLDER, name) for name in CLIP_FILES]
-    if (folder / SUPER_RESOLUTION_FOLDER).is_dir():
-        needed += [Path(SUPER_RESOLUTION_FOLDER, name) for name in SUPER_RESOLUTION_FILES]
+    for stage in super_resolution_stages(folder):
+        needed += [Path(stage, name) for name in SUPER_RESOLUTION_FILES]
     if (folder / FAST_LORA_FOLDER).is_dir():
         needed += [Path(FAST_LORA_FOLDER, name) for name in (FAST_LORA_SETTINGS, FAST_LORA_WEIGHTS)]
     for part in (*text_encoders, "unet", "vae", CLIP_FOLDER):
@@ -160,6 +168,15 @@ def model_files(folder: Path) -> list[Path]:
     optional = [Path(PRESET_FILE), Path(VOCABULARY_FILE)]
     optional += [Path(tokenizer, name) for tokenizer in tokenizers for name in TOKENIZER_FILES]
     return sorted({*needed, *(path for path in optional if (folder / path).is_file())})
+
+
+def super_resolution_stages(folder: Path) -> list[str]:
+    """The names of a cascade's stages. Raises UnusableBaseModel for one without the stage before it."""
+    found = [stage for stage in SUPER_RESOLUTION_STAGES if (folder / stage).is_dir()]
+    for stage, wanted in zip(found, SUPER_RESOLUTION_STAGES, strict=False):
+        if stage != wanted:
+            raise UnusableBaseModel(f"{folder} has {stage}, which enlarges the pictures of {wanted}, and no {wanted}")
+    return found
 
 
 def digest(folder: Path) -> str:

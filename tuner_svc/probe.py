@@ -15,18 +15,19 @@ from torch.func import functional_call
 from tuner_svc.arrangement import recomputing
 from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import METHODS, Tuned
+from tuner_svc.super_resolver import SuperResolver
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import is_large
 from unitune.codecs import DecodedTensors, decode, encode
 from unitune.weights import (
     FAST_LORA_TUNED,
     PROBE_SEED,
-    SUPER_RESOLUTION,
-    SUPER_RESOLUTION_BASE,
-    SUPER_RESOLUTION_TUNED,
     Manifest,
+    base_probe,
     pack,
+    prefix,
     probe_input,
+    tuned_probe,
 )
 
 SENSITIVITY_SEED = 1  # not the probe's, which measures the loss
@@ -80,9 +81,14 @@ def pack_tuned(
     of_fast = {}
     if model.fast_lora is not None and tuned.tensors:
         of_fast[FAST_LORA_TUNED] = answer_with({**served, **model.fast_lora.added_to({**model.tensors(), **served})})
-    second, second_answers = _encoded_super_resolution(model, tuned, codec, before_each)
+    large: dict[str, np.ndarray] = {}
+    large_answers: dict[str, np.ndarray] = {}
+    for resolver in model.super_resolution:
+        if changed := tuned.super_resolution.get(resolver.spec.name):
+            encoded, answers = _encoded_stage(model, resolver, changed, codec, before_each)
+            large, large_answers = {**large, **encoded}, {**large_answers, **answers}
     return pack(
-        {**stored, **second},
+        {**stored, **large},
         probe_tuned=of_decoded,
         probe_base=of_base,
         codec=codec,
@@ -94,7 +100,7 @@ def pack_tuned(
         updates=config.updates,
         probe_seed=PROBE_SEED,
         stopped_after=len(tuned.losses) if len(tuned.losses) < METHODS[config.method].total(config) else 0,
-        extras={**_arrays(tuned.extras), **second_answers, **of_fast},
+        extras={**_arrays(tuned.extras), **large_answers, **of_fast},
         bound_to=tuned.bound_to,
     )
 
@@ -114,26 +120,26 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _encoded_super_resolution(
-    model: BaseModel, tuned: Tuned, codec: str, before_each: Callable[[], None]
+def _encoded_stage(
+    model: BaseModel,
+    resolver: SuperResolver,
+    tuned: Mapping[str, Tensor],
+    codec: str,
+    before_each: Callable[[], None],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Super-resolution's tensors as the file holds them, and its probe's answers; nothing if it was not tuned."""
-    resolver = model.super_resolver
-    if not tuned.super_resolution or resolver is None:
-        return {}, {}
-    base = {
-        name: tensor for name, tensor in _arrays(resolver.unet.state_dict()).items() if name in tuned.super_resolution
+    """A super-resolution stage's tuned tensors as the file holds them, and its probe's answers."""
+    name = resolver.spec.name
+    base = {key: tensor for key, tensor in _arrays(resolver.unet.state_dict()).items() if key in tuned}
+    before_each()
+    sensitivity = sensitivities(partial(_stage_answer, model, resolver), tuned) if codec == "sign" else {}
+    stored = encode(_arrays(tuned), base, codec, sensitivity=sensitivity, before_each=before_each)
+    decoded = {key: torch.from_numpy(tensor) for key, tensor in decode(stored, base, codec).items()}
+    before_each()
+    answers = {
+        tuned_probe(name): stage_answer(model, resolver, decoded, PROBE_SEED),
+        base_probe(name): stage_answer(model, resolver, {}, PROBE_SEED),
     }
-    before_each()
-    sensitivity = (
-        sensitivities(partial(_super_resolution_answer, model), tuned.super_resolution) if codec == "sign" else {}
-    )
-    stored = encode(_arrays(tuned.super_resolution), base, codec, sensitivity=sensitivity, before_each=before_each)
-    decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
-    before_each()
-    answers = {SUPER_RESOLUTION_TUNED: super_resolution_answer(model, decoded, PROBE_SEED)}
-    answers[SUPER_RESOLUTION_BASE] = super_resolution_answer(model, {}, PROBE_SEED)
-    return {f"{SUPER_RESOLUTION}{name}": array for name, array in stored.items()}, answers
+    return {f"{prefix(name)}{key}": array for key, array in stored.items()}, answers
 
 
 def sensitivities(
@@ -162,17 +168,14 @@ def _keep_mean_square(squares: dict[str, float], name: str, matrix: Tensor) -> N
 
 
 @torch.no_grad()
-def super_resolution_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
-    """As `probe_answer`, for super-resolution; its output has the channels of one picture in blocks."""
-    return _super_resolution_answer(model, tensors, seed).cpu().numpy()
+def stage_answer(model: BaseModel, resolver: SuperResolver, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
+    """As `probe_answer`, for a super-resolution stage; its output has the channels of one picture in blocks."""
+    return _stage_answer(model, resolver, tensors, seed).cpu().numpy()
 
 
-def _super_resolution_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
-    resolver, stage = model.super_resolver, model.super_resolution
-    assert resolver is not None and stage is not None
-    channels, height, width = stage.blocks
-    context = (model.context_tokens, model.context_width)
-    values = probe_input(seed, 2 * channels, (height, width), context, has_noise_level=True)
+def _stage_answer(model: BaseModel, resolver: SuperResolver, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
+    stage, context = resolver.spec, (model.context_tokens, model.context_width)
+    values = probe_input(seed, 2 * stage.channels, stage.checked_side, context, has_noise_level=True)
     arguments = tuple(torch.from_numpy(value).to(model.device) for value in values.values())
     weights = {f"unet.{name}": tensor.to(model.device) for name, tensor in tensors.items()}
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -13,7 +13,7 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from tuner_svc.gateways import Gateways
 from tuner_svc.probe import pack_tuned
 from tuner_svc.progress_tracker import UpdateProgress
 from tuner_svc.torch_thread import TorchThread
-from tuner_svc.tune import check, total_updates, tune
+from tuner_svc.tune import check, total_updates, tune, tuned_stages
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.tuning_run import MadeCheckpoint, TuningRun
 from tuner_svc.tuning_stages import StageTimes, TuningStages
@@ -58,6 +58,7 @@ from unitune.options import TUNING, Flat, put_words, read_by
 from unitune.options import check as check_fields
 from unitune.server_info import base_model_info
 from unitune.serving import HEARTBEAT_S
+from unitune.super_resolution import large_size
 from unitune.system_errors import store_error
 from unitune.v1 import tuning_pb2
 from unitune.v1.tuner_pb2 import (
@@ -322,9 +323,8 @@ class TunerService:
         store_paths.check_weights(assignment.path, "path")
         config = _config(assignment.config)
         check(self._model, config)
-        stage = self._model.super_resolution if config.super_resolution_updates > 0 else None
         files = [await self._store.answer(self._read, image) for image in assignment.images]
-        image, large = await asyncio.to_thread(_model_images, files, self._model, stage)
+        image, large = await asyncio.to_thread(_model_images, files, self._model, tuned_stages(self._model, config))
         keep = functools.partial(self._keep, run, assignment.path)
         checkpoints = Checkpoints(
             assignment.key, self._checkpoint_s, keep, await self._store.answer(self._resumed, assignment)
@@ -368,7 +368,7 @@ class TunerService:
         assignment: Assignment,
         config: TuningConfig,
         image: images.ModelImage,
-        large: images.ModelImage | None,
+        large: Mapping[str, images.ModelImage],
         stages: TuningStages,
         checkpoints: Checkpoints,
     ) -> Packed:
@@ -485,9 +485,10 @@ def _progress(progress: UpdateProgress) -> TuningProgress:
 
 
 def _model_images(
-    files: Sequence[bytes], model: BaseModel, stage: SuperResolutionSpec | None
-) -> tuple[images.ModelImage, images.ModelImage | None]:
-    """All pictures at the first one's working size; also that one at super-resolution's, if a `stage` is to be tuned.
+    files: Sequence[bytes], model: BaseModel, stages: Sequence[SuperResolutionSpec]
+) -> tuple[images.ModelImage, dict[str, images.ModelImage]]:
+    """All pictures at the first one's working size; also that one at the size of each super-resolution stage that is to
+    be tuned.
 
     Raises InvalidField for a picture that lacks the detail of super-resolution.
     """
@@ -495,13 +496,13 @@ def _model_images(
     picture = images.decode(first)
     size = size_of(picture)
     into = working_size(size, model.image_side, model.size_step)
-    place, large = fit(size, into), None
-    if stage is not None:
-        place_in_large = place.scaled(stage.side_of(into))
+    place, large = fit(size, into), {}
+    for stage in stages:
+        place_in_large = place.scaled(large_size(model.spec.super_resolution, stage.name, into))
         if not images.is_as_large(size[1], size[0], (place_in_large.height, place_in_large.width)):
-            remedy = images.too_small((place_in_large.height, place_in_large.width))
+            remedy = images.too_small((place_in_large.height, place_in_large.width), stage.name)
             raise InvalidField("image", f"{size[1]}x{size[0]} pixels", remedy)
-        large = place_in_large.to_model(picture)
+        large[stage.name] = place_in_large.to_model(picture)
     further = (images.decode(data) for data in others)
     return np.concatenate([place.to_model(picture), *(fit(size_of(one), into).to_model(one) for one in further)]), large
 

@@ -33,10 +33,16 @@ class TuningConfig:
     base_prompt: str = ""  # these three: null-text, as in the edits to come
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
-    super_resolution_updates: int = 0  # UniTune, Imagic: of super-resolution, after the denoiser's
+    super_resolution_updates: int = 0  # these two, UniTune, Imagic: of super-resolution's stages, after the denoiser's
+    super_resolution_2_updates: int = 0
 
     def __post_init__(self) -> None:
         check_values(TUNING, {name: getattr(self, name) for name in read_by(TUNING, self.method)}, "config.")
+
+    def stage_updates(self, stage: str) -> int:
+        """Those of a super-resolution stage."""
+        updates: int = getattr(self, f"{stage}_updates")
+        return updates
 
     @classmethod
     def from_preset(cls, preset: Preset, method: str = "unitune") -> "TuningConfig":

@@ -28,6 +28,7 @@ from tuner_svc.lora_file import KOHYA
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.original_names import original_module
 from tuner_svc.probe import probe_answer
+from unitune.base_model import SUPER_RESOLUTION_STAGES
 from unitune.codecs import LORA_RANK, decode, low_rank
 from unitune.errors import DataLoss, FailedPrecondition, UniTuneError
 from unitune.object_store import ObjectStore
@@ -183,7 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = load(options.base_model)
         tensors = tuned_tensors(model, weights)
         if extras := [name for name in weights.manifest.extras if name != FAST_LORA_TUNED]:
-            what = "the super-resolution tensors' probe" if weights.tunes_super_resolution else "the embeddings"
+            what = (
+                "the super-resolution tensors' probe"
+                if any(map(weights.tunes, SUPER_RESOLUTION_STAGES))
+                else "the embeddings"
+            )
             print(f"left out: {what} of {weights.manifest.method} ({', '.join(extras)})")
         if options.format in LORA_FORMATS:
             factors = lora_factors(model, tensors, options.rank)

@@ -11,15 +11,16 @@ A graphs folder holds
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
     clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the CLIP filter, where the base model has one
-    super_resolution.onnx   where the model is a cascade: sample (the noisy picture, then the upsampled one,
-                            noised; in blocks), timestep int64 (n, 2), its own and the upsampled one's noise level,
-                            encoder_hidden_states -> out, a picture in blocks
+    super_resolution.onnx, super_resolution_2.onnx   where the model is a cascade, a graph for each further stage:
+                            sample (the noisy picture, then the upsampled one, noised; in blocks), timestep int64
+                            (n, 2), its own and the upsampled one's noise level, encoder_hidden_states -> out, a
+                            picture in blocks
     denoiser.onnx           sample, timestep int64 (n,), encoder_hidden_states -> out, the latents' shape; with a
                             pooled embedding also text_embeds (n, pooled_width) and time_ids (n, 6). The sample is the
                             latents, or of an inpainting model unitune.diffusion.inpainting.beside
     denoiser_controlled.onnx    the same, with control over its attention (unitune.attention)
-    denoiser.safetensors, super_resolution.safetensors    the weights of both, by PyTorch name, fp32; also the graphs'
-                            external data, so that there is one copy of them
+    denoiser.safetensors, super_resolution.safetensors, super_resolution_2.safetensors    the weights of these, by
+                            PyTorch name, fp32; also the graphs' external data, so that there is one copy of them
     fast_lora.safetensors   the changes of a LoRA that distils the denoiser to few steps, where the base model has one,
                             as unitune.codecs stores them (lora), and the probe's answers with and without them
     *.onnx.data             weights of the other graphs, where they are large
@@ -45,9 +46,12 @@ import numpy as np
 from unitune.diffusion.conditioning import num_rows
 from unitune.diffusion.inpainting import num_channels
 
-SCHEMA = 6
+SCHEMA = 7
 SPEC_FILE = "spec.json"
 LARGE_BYTES = 64 << 20  # of weights. What takes seconds for a small model takes minutes for a large one
+# The stages of a cascade after the base model, in their order: folders of a base model, begins of files and of fields.
+SUPER_RESOLUTION_STAGES = ("super_resolution", "super_resolution_2")
+CHECKED_BLOCKS = 64  # most rows and columns, in blocks, of what super-resolution of any size is checked with
 SETTLED_NS = 2_000_000_000  # 2 s: the coarsest times of a file system
 
 _digests: dict[tuple[int, int, int, int], str] = {}
@@ -210,8 +214,9 @@ class Preset:
 
 @dataclass(frozen=True)
 class SuperResolutionSpec:
-    """The super-resolution model of a cascade: unitune.diffusion.super_resolution."""
+    """One super-resolution stage of a cascade: unitune.diffusion.super_resolution."""
 
+    name: str  # one of SUPER_RESOLUTION_STAGES
     side: tuple[int, int]  # height, width in pixels of what it makes
     block: int  # side of the square of pixels that the network takes as one
     schedule: NoiseSchedule
@@ -219,8 +224,9 @@ class SuperResolutionSpec:
     # Whether the network takes the noisy picture times its share of signal, and predicts the clean picture's difference
     # to the upsampled one.
     is_preconditioned: bool = False
-    image_side: tuple[int, int] = (1, 1)  # of the pictures that it enlarges to `side`: the base model's
-    weights: str = "super_resolution.safetensors"
+    image_side: tuple[int, int] = (1, 1)  # of the pictures that it enlarges to `side`: those of the stage before
+    step: int = 0  # heights and widths in blocks are multiples of it; 0: only those of `side`
+    is_local: bool = False  # it is convolutions alone, so that it makes of a part what it makes of it in the whole
     noise_level: int = 50  # this and the next two: defaults of an edit
     num_inference_steps: int = 1
     guidance_scale: float = 1.0
@@ -231,9 +237,27 @@ class SuperResolutionSpec:
         return height, width
 
     @property
-    def blocks(self) -> tuple[int, int, int]:
-        """Channels, height and width of a picture in blocks."""
-        return 3 * self.block**2, self.side[0] // self.block, self.side[1] // self.block
+    def weights(self) -> str:
+        """The file of its weights."""
+        return f"{self.name}.safetensors"
+
+    @property
+    def graph(self) -> str:
+        """The file of its graph."""
+        return f"{self.name}.onnx"
+
+    @property
+    def channels(self) -> int:
+        """Of a picture in blocks."""
+        return 3 * self.block**2
+
+    @property
+    def checked_side(self) -> tuple[int, int]:
+        """Height and width, in blocks, of the pictures that it is checked with: its own, or those of a part of one. The
+        answers to them lie in every file of weights that tunes it."""
+        height, width = (side // self.block for side in self.side)
+        most = CHECKED_BLOCKS // self.step * self.step if self.step else max(height, width)
+        return min(height, most), min(width, most)
 
 
 @dataclass(frozen=True)
@@ -265,7 +289,7 @@ class BaseModelSpec:
     size_step: int = 0  # height and width of working sizes are multiples of it, in pixels; 0: image_side alone
     vocabulary: tuple[str, ...] = ()  # every word that the model knows; empty means open
     latent_to_rgb: tuple[tuple[float, ...], ...] = ()  # (channels + 1, 3): linear preview, last row is the offset
-    super_resolution: SuperResolutionSpec | None = None
+    super_resolution: tuple[SuperResolutionSpec, ...] = ()  # the stages of a cascade, in their order
     fast_lora: FastLoraSpec | None = None
     pooled_width: int = 0  # of the text's pooled embedding; 0: the denoiser takes none, and no size
     is_inpainting: bool = False  # the denoiser is shown a mask and the picture (unitune.diffusion.inpainting)
@@ -323,11 +347,11 @@ class BaseModelSpec:
         fields["tensors"] = _tensors(fields["tensors"])
         for name in ("image_side", "latent_side", "vocabulary"):
             fields[name] = tuple(fields[name])
-        if stage := fields.get("super_resolution"):
+        for stage in fields["super_resolution"]:
             stage["side"], stage["schedule"] = tuple(stage["side"]), NoiseSchedule(**stage["schedule"])
             stage["image_side"] = tuple(stage["image_side"])
             stage["tensors"] = _tensors(stage["tensors"])
-            fields["super_resolution"] = SuperResolutionSpec(**stage)
+        fields["super_resolution"] = tuple(SuperResolutionSpec(**stage) for stage in fields["super_resolution"])
         if lora := fields.get("fast_lora"):
             fields["fast_lora"] = FastLoraSpec(**lora)
         fields["latent_to_rgb"] = tuple(tuple(row) for row in fields["latent_to_rgb"])

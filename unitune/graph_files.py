@@ -4,7 +4,6 @@ hold."""
 TOKENIZER, SECOND_TOKENIZER = "tokenizer.json", "tokenizer_2.json"  # the second one only of two text encoders
 TEXT_ENCODER, IMAGE_ENCODER, IMAGE_DECODER = "text_encoder.onnx", "image_encoder.onnx", "image_decoder.onnx"
 DENOISER = "denoiser.onnx"
-SUPER_RESOLUTION_GRAPH = "super_resolution.onnx"
 CLIP_IMAGE, CLIP_TEXT, CLIP_TOKENIZER = "clip_image.onnx", "clip_text.onnx", "clip_tokenizer.json"
 # In a folder of its own, which an installation may have beside any base model.
 CLIPSEG, CLIPSEG_TOKENIZER = "clipseg.onnx", "clipseg_tokenizer.json"

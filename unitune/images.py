@@ -102,9 +102,9 @@ def is_as_large(width: int, height: int, side: tuple[int, int]) -> bool:
     return max(width / side[1], height / side[0]) >= 1
 
 
-def too_small(side: tuple[int, int]) -> str:
-    """The remedy for a picture that is not."""
-    return f"super_resolution_updates needs a picture of {side[1]}x{side[0]} pixels or more; give one, or leave it 0"
+def too_small(side: tuple[int, int], stage: str) -> str:
+    """The remedy for a picture that is not, of a tuning of a super-resolution stage."""
+    return f"{stage}_updates needs a picture of {side[1]}x{side[0]} pixels or more; give one, or leave it 0"
 
 
 def encode_png(pixels: Pixels, opacity: Opacity | None = None, icc_profile: bytes | None = None) -> bytes:

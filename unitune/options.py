@@ -464,6 +464,13 @@ def check_base_model(config: Message, base_model: server_pb2.BaseModel, prefix: 
         needed = field.declared.needs_base_model
         if needed and field.is_set(config) and not getattr(base_model, needed):
             raise refused(field, config, prefix, BASE_MODEL[needed].declared.remedy)
+        if field.declared.among_base_model and field.is_set(config):
+            known = [getattr(base_model, one) for one in field.declared.among_base_model if getattr(base_model, one)]
+            if field.value(config) not in known:
+                allowed = " or ".join(map(str, known))
+                raise refused(
+                    field, config, prefix, f"give {allowed}, or leave it unset: this base model makes no other"
+                )
 
 
 def clear_unread(config: Message, method: str) -> None:

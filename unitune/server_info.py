@@ -13,9 +13,8 @@ def base_model_info(
     has_content_filter: bool = False,
     has_known_pictures: bool = False,
 ) -> server_pb2.BaseModel:
-    """The message; without super-resolution its size is 0."""
+    """The message; the size of a super-resolution stage that there is not is 0."""
     height, width = spec.image_side
-    large_height, large_width = spec.super_resolution.side if spec.super_resolution is not None else (0, 0)
     told = server_pb2.BaseModel(
         name=spec.name,
         digest=spec.digest,
@@ -26,11 +25,12 @@ def base_model_info(
         has_clipseg=has_clipseg,
         has_content_filter=has_content_filter,
         has_known_pictures=has_known_pictures,
-        super_resolution_height=large_height,
-        super_resolution_width=large_width,
         size_step=spec.size_step,
         fast_steps=spec.preset.method_preset("unitune").fast_steps,
     )
+    for stage in spec.super_resolution:
+        for name, side in zip(("height", "width"), stage.side, strict=True):
+            setattr(told, f"{stage.name}_{name}", side)
     if (lora := spec.fast_lora) is not None:
         told.fast_lora = lora.distilled
         names = ("scheduler", "num_inference_steps", "guidance_scale", "timestep_spacing")

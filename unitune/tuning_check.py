@@ -3,10 +3,11 @@
 The sampler answers before a tuning is made, since tuners come and go. The tuner that takes it asks the same again.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from unitune.base_model import Preset
+from unitune.base_model import SUPER_RESOLUTION_STAGES, Preset
 from unitune.choices import NO_ATTENTION_OF_INPAINTING, NULL_TEXT
 from unitune.errors import InvalidField
 from unitune.reading import Reader, TuningTexts, check_tuning
@@ -21,6 +22,8 @@ class TunedConfig(TuningTexts, Protocol):
     def num_inference_steps(self) -> int: ...
     @property
     def super_resolution_updates(self) -> int: ...
+    @property
+    def super_resolution_2_updates(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class TunedModel:
     reader: Reader
     preset: Preset
     num_timesteps: int
-    has_super_resolution: bool
+    super_resolution: Collection[str]  # the names of the stages that it has
     is_inpainting: bool = False
 
     def check(self, config: TunedConfig) -> list[str]:
@@ -42,9 +45,11 @@ class TunedModel:
                 "would undo that. Or tune the model that it was distilled from"
             )
             raise InvalidField("config.method", config.method, remedy)
-        if config.super_resolution_updates > 0 and not self.has_super_resolution:
-            remedy = "it must be 0: this base model has no super-resolution"
-            raise InvalidField("config.super_resolution_updates", config.super_resolution_updates, remedy)
+        for stage in SUPER_RESOLUTION_STAGES:
+            updates = getattr(config, f"{stage}_updates")
+            if updates > 0 and stage not in self.super_resolution:
+                remedy = f"it must be 0: this base model has no {stage} folder"
+                raise InvalidField(f"config.{stage}_updates", updates, remedy)
         if config.method == NULL_TEXT and self.is_inpainting:
             raise InvalidField("config.method", NULL_TEXT, NO_ATTENTION_OF_INPAINTING)
         if config.method == NULL_TEXT and config.num_inference_steps > self.num_timesteps:

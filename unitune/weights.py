@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
+from unitune.base_model import SUPER_RESOLUTION_STAGES
 from unitune.codecs import tensor_names
 from unitune.errors import DataLoss, FailedPrecondition
 
@@ -28,10 +29,28 @@ SCHEMA = 1
 PROBE_TUNED = "probe.tuned"  # the denoiser's answer to the probe input with the tuned weights, fp32
 PROBE_BASE = "probe.base"  # the same with the base weights
 EXTRA = "extra."  # before the names of `Manifest.extras`
-SUPER_RESOLUTION = "super_resolution."  # begins the names of that model's tensors, and of its probe's two extras
-SUPER_RESOLUTION_TUNED, SUPER_RESOLUTION_BASE = f"{SUPER_RESOLUTION}probe.tuned", f"{SUPER_RESOLUTION}probe.base"
+
+
+def prefix(stage: str) -> str:
+    """What begins the names of a super-resolution stage's tensors."""
+    return f"{stage}."
+
+
+def tuned_probe(stage: str) -> str:
+    """The extra that is a super-resolution stage's answer with the tuned weights."""
+    return f"{stage}.probe.tuned"
+
+
+def base_probe(stage: str) -> str:
+    """The same with the base weights."""
+    return f"{stage}.probe.base"
+
+
 FAST_LORA_TUNED = "fast_lora.probe.tuned"  # an extra: the answer with the tuned weights and the base model's fast LoRA
-PROBES = (SUPER_RESOLUTION_TUNED, SUPER_RESOLUTION_BASE, FAST_LORA_TUNED)  # the extras that only prove a refit
+PROBES = (  # the extras that only prove a refit
+    *(probe(stage) for stage in SUPER_RESOLUTION_STAGES for probe in (tuned_probe, base_probe)),
+    FAST_LORA_TUNED,
+)
 PROBE_SEED = 0  # of all probes that are made now
 WEIGHTS_FILE = "weights.safetensors"
 MANIFEST_FILE = "manifest.json"
@@ -106,21 +125,21 @@ class TunedWeights:
     probe_base: np.ndarray
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    @property
-    def tunes_super_resolution(self) -> bool:
-        """Whether super-resolution was tuned, too."""
-        return any(name.startswith(SUPER_RESOLUTION) for name in self.manifest.tensors)
+    def tunes(self, stage: str) -> bool:
+        """Whether a super-resolution stage was tuned, too."""
+        return any(name.startswith(prefix(stage)) for name in self.manifest.tensors)
 
     def denoiser_tensors(self) -> dict[str, np.ndarray]:
         """The denoiser's tensors, as stored."""
-        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(SUPER_RESOLUTION)}
+        begins = tuple(prefix(stage) for stage in SUPER_RESOLUTION_STAGES)
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(begins)}
 
-    def super_resolution_tensors(self) -> dict[str, np.ndarray]:
-        """The super-resolution model's tensors, as stored, by their own names."""
+    def stage_tensors(self, stage: str) -> dict[str, np.ndarray]:
+        """A super-resolution stage's tensors, as stored, by their own names."""
         return {
-            name.removeprefix(SUPER_RESOLUTION): tensor
+            name.removeprefix(prefix(stage)): tensor
             for name, tensor in self.tensors.items()
-            if name.startswith(SUPER_RESOLUTION)
+            if name.startswith(prefix(stage))
         }
 
     def require_method(self, method: str) -> "TunedWeights":

@@ -35,12 +35,14 @@ class TuningConfig:
     num_inference_steps: int = 0
     guidance_scale: float = 0.0
     super_resolution_updates: int = 0
+    super_resolution_2_updates: int = 0
 
     @property
     def total_updates(self) -> int:
         """Optimizer updates of all phases together, as progress counts them."""
         runs = self.num_inference_steps if self.method == "null_text" else 1
-        return self.embedding_updates + self.updates * runs + self.super_resolution_updates
+        large = self.super_resolution_updates + self.super_resolution_2_updates
+        return self.embedding_updates + self.updates * runs + large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,7 @@ class SamplingConfig:
     super_resolution_steps: int | None = None
     super_resolution_guidance_scale: float | None = None
     dynamic_thresholding: bool | None = None
+    super_resolution_width: int | None = None
     timestep_spacing: str = ""
     guidance_rescale: float | None = None
     second_pass: bool = False

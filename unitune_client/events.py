@@ -439,7 +439,8 @@ class EditResult:
 class BaseModel:
     """The model before any tuning; width and height in pixels. An empty vocabulary is an open one.
 
-    What its super-resolution makes has `super_resolution_width` and `super_resolution_height`; 0 without it.
+    What the stages of its super-resolution make has `super_resolution_width` and `super_resolution_height`, and
+    `super_resolution_2_width` and `super_resolution_2_height`; 0 where there is no such stage.
     `fast_steps` are those of an edit that is `fast`; 0 where it does not say. `fast_lora` says how its fast LoRA was
     distilled; empty without one. Sides of the sizes that it works at are
     multiples of `size_step`; 0 if it works at one size.
@@ -455,6 +456,8 @@ class BaseModel:
     has_content_filter: bool = False
     super_resolution_width: int = 0
     super_resolution_height: int = 0
+    super_resolution_2_width: int = 0
+    super_resolution_2_height: int = 0
     fast_steps: int = 0
     size_step: int = 0
     fast_lora: str = ""

@@ -76,8 +76,12 @@ class OwnTuningOptions(TypedDict, total=False):
     [0 to 1; default: 0, never] Only for unitune.
     """
     super_resolution_updates: int | None
-    """super_resolution_updates of `unitune` and `imagic` tune the base model's super-resolution on the picture, too,
-    after the UNet. [0 to 5000; default: 0] Only for unitune, imagic.
+    """super_resolution_updates of `unitune` and `imagic` tune the first stage of the base model's super-resolution on
+    the picture, too, after the UNet. [0 to 5000; default: 0] Only for unitune, imagic.
+    """
+    super_resolution_2_updates: int | None
+    """super_resolution_2_updates are the same of the second stage, which sees the first stage's result. [0 to 5000;
+    default: 0] Only for unitune, imagic.
     """
 
 
@@ -228,6 +232,10 @@ class EditOptions(OwnTuningOptions, total=False):
     dynamic_thresholding: bool | None
     """dynamic_thresholding scales what super-resolution predicts back to a picture's range at every step (Imagen, arXiv
     2205.11487, section 2.3). [default: true]
+    """
+    super_resolution_width: int | None
+    """super_resolution_width in pixels of what its last stage makes of a square picture. [1 to 65536; default: what the
+    first stage makes]
     """
     fast: bool | None
     """fast takes the base model's fast_steps (see BaseModel) for num_inference_steps, and `accepted` tells them there.

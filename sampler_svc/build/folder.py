@@ -15,16 +15,15 @@ from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
 from sampler_svc.engines.engine import BackendMissing
 from sampler_svc.engines.folder import (
     MANIFEST_FILE,
-    SUPER_RESOLUTION_PROBE_FILE,
     EngineKey,
     EngineManifest,
     is_complete,
     key_of,
+    stage_probe_file,
 )
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.onnx_file import structure_digest
-from unitune.base_model import BaseModelSpec, file_digest
-from unitune.graph_files import SUPER_RESOLUTION_GRAPH
+from unitune.base_model import BaseModelSpec, SuperResolutionSpec, file_digest
 from unitune.system_errors import failure_sentence
 
 Say = Callable[[str], None]
@@ -54,9 +53,9 @@ def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None, say
         builder.fill(partial, graphs, spec)
         say("checking the engine with its own and with other weights")
         modes = builder.verify(graphs, partial, spec) or ()
-        if spec.super_resolution is not None:
-            say("checking super-resolution")
-            verify_super_resolution(partial, spec)
+        for stage in spec.super_resolution:
+            say(f"checking {stage.name}")
+            verify_super_resolution(partial, spec, stage)
         EngineManifest.from_folder(key, partial, round(time.monotonic() - began, 3), modes).save(partial)
         if not is_complete(folder, key):  # another build may have come first
             _publish(partial, folder)
@@ -89,16 +88,15 @@ def check_files(graphs: Path, spec: BaseModelSpec) -> None:
             raise BuildError(f"{graphs / name} is missing or damaged; {EXPORT_AGAIN}")
 
 
-def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
-    """As `verify`, for super-resolution, which all backends run as it was exported. Raises BuildError."""
-    engine_spec, stage = SuperResolutionEngine.spec_of(spec), spec.super_resolution
-    assert stage is not None
-    weights, probe = engine_folder / stage.weights, engine_folder / SUPER_RESOLUTION_PROBE_FILE
-    graph = engine_folder / SUPER_RESOLUTION_GRAPH
+def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec, stage: SuperResolutionSpec) -> None:
+    """As `verify`, for a super-resolution stage, which all backends run as it was exported. Raises BuildError."""
+    engine_spec = SuperResolutionEngine.spec_of(spec, stage)
+    weights, probe = engine_folder / stage.weights, engine_folder / stage_probe_file(stage.name)
+    graph = engine_folder / stage.graph
     with TemporaryDirectory(dir=engine_folder, prefix=".scratch-") as scratch:
         expected = references(graph, engine_spec, weights, probe, Path(scratch))
         layout = GraphLayout(engine_spec, expected.base.tensors)
-        check_refits(SuperResolutionEngine(engine_folder, engine_spec, layout=layout), expected)
+        check_refits(SuperResolutionEngine(engine_folder, stage.graph, engine_spec, layout=layout), expected)
 
 
 def _publish(partial: Path, folder: Path) -> None:

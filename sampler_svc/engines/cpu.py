@@ -125,7 +125,7 @@ class OrtEngine(Engine):
     step, not at every operator. A single row has one thread less: with two threads, one.
     """
 
-    rows_are_independent = True  # so halves of a batch can be computed in parallel
+    halves_batches = True  # and computes the halves in parallel
 
     def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
         """Opens nothing: the engine runs after its first refit, even with the base weights.
@@ -139,7 +139,7 @@ class OrtEngine(Engine):
         self._session: onnxruntime.InferenceSession | None = None
         self._run_options = run_options(gives_back=False)
         self._other_half: ThreadPoolExecutor | None = None
-        if self.rows_are_independent and self._threads > 1:
+        if self.halves_batches and self._threads > 1:
             self._threads -= 1  # both calling threads compute, too
             self._other_half = ThreadPoolExecutor(1, thread_name_prefix="half of a batch")
 

@@ -26,7 +26,7 @@ class Controlled(NamedTuple):
 class ControlledEngine(OrtEngine):
     """Refitted like every engine, with the same tensors under the same names. `run` changes no map."""
 
-    rows_are_independent = False  # one may take its maps from another
+    halves_batches = False  # a row may take its maps from another one
 
     def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
         """As OrtEngine, on any backend's engine folder."""

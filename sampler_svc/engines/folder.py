@@ -17,7 +17,6 @@ from unitune.weights import PROBE_SEED
 SCHEMA = 4
 MANIFEST_FILE = "manifest.json"
 PROBE_FILE = "probe.safetensors"  # the exported graph's answer to the probe of BASE_PROBE_SEED, as `base`
-SUPER_RESOLUTION_PROBE_FILE = "super_resolution_probe.safetensors"  # the same of the super-resolution model's graph
 BASE_PROBE_SEED = PROBE_SEED
 REBUILD = "build it with `python -m sampler_svc.build`"
 
@@ -26,6 +25,11 @@ CPU_FEATURES = (
     "avx", "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "f16c", "fma", "sse4_1",
     "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2",
 )  # fmt: skip
+
+
+def stage_probe_file(stage: str) -> str:
+    """The same of a super-resolution stage's graph."""
+    return f"{stage}_probe.safetensors"
 
 
 class UnusableEngine(Exception):

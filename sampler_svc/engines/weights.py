@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from sampler_svc.engines.engine import BASE, Array, Probe, Tensors, WeightSet
-from sampler_svc.engines.folder import BASE_PROBE_SEED, PROBE_FILE, SUPER_RESOLUTION_PROBE_FILE
+from sampler_svc.engines.folder import BASE_PROBE_SEED, PROBE_FILE, stage_probe_file
 from unitune.base_model import BaseModelSpec, SuperResolutionSpec
 from unitune.codecs import DecodedTensors
 from unitune.errors import DataLoss, FailedPrecondition
@@ -23,9 +23,9 @@ from unitune.weights import (
     FAST_LORA_TUNED,
     PROBE_BASE,
     PROBE_TUNED,
-    SUPER_RESOLUTION_BASE,
-    SUPER_RESOLUTION_TUNED,
     TunedWeights,
+    base_probe,
+    tuned_probe,
 )
 
 _WITH_FAST_LORA = "+fast_lora"  # ends the id of a set
@@ -106,8 +106,8 @@ def base_weights(folder: Path, spec: BaseModelSpec) -> WeightSet:
 
 
 def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> WeightSet:
-    """The same for super-resolution."""
-    return _read_base(folder / stage.weights, folder / SUPER_RESOLUTION_PROBE_FILE)
+    """The same for a super-resolution stage."""
+    return _read_base(folder / stage.weights, folder / stage_probe_file(stage.name))
 
 
 def _read_base(weights: Path, probe: Path) -> WeightSet:
@@ -126,15 +126,14 @@ def tuned_weights(tuned: TunedWeights, base: WeightSet, base_model: str) -> Weig
     return _complete(tuned, tuned.denoiser_tensors(), probe, base, base_model)
 
 
-def tuned_super_resolution(tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
-    """The same for super-resolution, from weights that tune it. Raises as `tuned_weights`."""
+def tuned_super_resolution(tuned: TunedWeights, stage: str, base: WeightSet, base_model: str) -> WeightSet:
+    """The same for a super-resolution stage, from weights that tune it. Raises as `tuned_weights`."""
     try:
-        probe = Probe(
-            tuned.manifest.probe_seed, tuned.extras[SUPER_RESOLUTION_TUNED], tuned.extras[SUPER_RESOLUTION_BASE]
-        )
+        answers = tuned.extras[tuned_probe(stage)], tuned.extras[base_probe(stage)]
     except KeyError as error:
-        raise DataLoss("the stored weights carry no probe for super-resolution", reason="WEIGHTS_CORRUPT") from error
-    return _complete(tuned, tuned.super_resolution_tensors(), probe, base, base_model)
+        raise DataLoss(f"the stored weights carry no probe for {stage}", reason="WEIGHTS_CORRUPT") from error
+    probe = Probe(tuned.manifest.probe_seed, *answers)
+    return _complete(tuned, tuned.stage_tensors(stage), probe, base, base_model)
 
 
 def _complete(tuned: TunedWeights, stored: Tensors, probe: Probe, base: WeightSet, base_model: str) -> WeightSet:

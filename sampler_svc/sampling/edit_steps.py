@@ -15,9 +15,9 @@ class EditSteps:
 
     def __init__(self, edit: PreparedEdit, request: Request, on_event: OnEvent) -> None:
         self._edit, self._preview_every, self._on_event = edit, request.preview_every, on_event
-        stage = edit.tools.super_resolution
         self._done = 0
-        self._total = request.num_steps + (stage.num_steps * len(request.seeds) if stage is not None else 0)
+        self._total = request.num_steps
+        self._total += len(request.seeds) * sum(stage.num_steps for stage in edit.tools.super_resolution)
         self._steps_each = request.second_pass_steps  # of a tile
         self._planned = 0  # tiles of each picture
         if edit.tiles is not None:
@@ -37,13 +37,12 @@ class EditSteps:
         self._total += (number - self._planned) * self._steps_each
 
     def enlarge(self, image: ModelImage, seed: int) -> ModelImage:
-        """The image after super-resolution. Raises ValueError if the tools have none, and what its `enlarge` raises."""
-        stage, began = self._edit.tools.super_resolution, time.perf_counter()
-        if stage is None:
-            raise ValueError("the tools have no super-resolution")
-        enlarged = stage.enlarge(image, seed, self.emit)
+        """The image after the stages of super-resolution. Raises what their `enlarge` raises."""
+        began = time.perf_counter()
+        for stage in self._edit.tools.super_resolution:
+            image = stage.enlarge(image, seed, self.emit)
         self.super_resolution_s += time.perf_counter() - began
-        return enlarged
+        return image
 
     def _preview(self, denoised: Latents) -> bytes:
         """PNG with the base image's aspect, at most as large as the model's pictures."""

@@ -148,7 +148,7 @@ def finish(
         raise Internal("the autoencoder's picture left the range of numbers", reason="NOT_FINITE")
     # A picture below super-resolution's size has no kept pixels at that size: it is finished first, then enlarged.
     is_enlarged_last = edit.result_size != edit.picture.shape[:2]
-    if tools.super_resolution is not None and not is_enlarged_last:
+    if tools.super_resolution and not is_enlarged_last:
         image = steps.enlarge(image, seed)
     edited, mask = edit.fit.from_model(image, edit.size), edit.mask
     if mask is None and request.interpolation > 0 and request.num_steps > 0:

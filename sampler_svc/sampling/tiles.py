@@ -55,9 +55,9 @@ class Tiles:
         """The tiles in which a mask (rows, columns) is not 0 everywhere; all of them without a mask."""
         return [place for place in self.places if mask is None or place.crop(mask).any()]
 
-    def mean_of(self, made: Iterable[tuple[Region, Floats]], channels: int) -> Floats:
-        """What was made of some tiles, each (1, channels, rows, columns), as one array; 0 where none of them is."""
-        total = np.zeros((1, channels, *self.size), np.float32)
+    def mean_of(self, made: Iterable[tuple[Region, Floats]], channels: int, batch: int = 1) -> Floats:
+        """What was made of some tiles, each (batch, channels, rows, columns), as one array; 0 where none of them is."""
+        total = np.zeros((batch, channels, *self.size), np.float32)
         weight = np.zeros(self.size, np.float32)
         for place, tile in made:
             rows, columns = place.slices

@@ -35,6 +35,7 @@ from unitune.diffusion.schedule import Latents, Schedule
 from unitune.diffusion.solvers import DenoisingRun
 from unitune.images import Mask, Pixels
 from unitune.photograph import Photograph
+from unitune.super_resolution import large_size
 from unitune.working_size import Fit, size_of
 
 
@@ -50,7 +51,7 @@ class Tools:
     base_denoiser: Denoiser | None = None  # with the base weights, if the request needs them
     controlled: RunControlled | None = None  # with control over its attention, if the request has `attention`
     find: Find | None = None  # finds the named objects, if the mask source needs them
-    super_resolution: SuperResolution | None = None  # if the request asks for it
+    super_resolution: tuple[SuperResolution, ...] = ()  # the stages that the request asks for
 
 
 class GivenMask(NamedTuple):
@@ -195,11 +196,11 @@ class PreparedEdit:
         """Height and width of the results: the picture's; if super-resolution's is larger, that size in the picture's
         aspect."""
         height, width = size_of(self.picture)
-        stage = self.tools.super_resolution
-        if stage is None:
+        stages = self.tools.super_resolution
+        if not stages:
             return height, width
         fit = self.tools.graphs.fit((height, width))
-        large = fit.scaled(stage.spec.side_of(fit.size))
+        large = fit.scaled(large_size([stage.spec for stage in stages], stages[-1].spec.name, fit.size))
         scale = max(1.0, min(large.height / height, large.width / width))
         return round(height * scale), round(width * scale)
 

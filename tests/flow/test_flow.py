@@ -207,6 +207,24 @@ def test_a_cascade_enlarges_through_all_services(client: Client, picture: bytes)
     assert np.array_equal(base, again) and (base[~kept] != tuned[~kept]).any()
 
 
+def test_the_second_stage_enlarges_further_through_all_services(client: Client, picture: bytes) -> None:
+    """`super_resolution_width` of the second stage makes a picture of its size, by its tuning where it has one."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(picture)).resize((220, 160), Image.Resampling.BICUBIC).save(file, "PNG")
+    width = client.server_info().base_model.super_resolution_2_width
+    settings = {"num_inference_steps": 4, "strength": 0.5, "super_resolution": True, "super_resolution_width": width}
+
+    small = client.edit_to_end(picture, "a cat", method="sdedit", **settings)
+    assert (width, pixels(small.images[0]).shape) == (192, (160, 218, 3))
+    tunings = [client.tune(file.getvalue(), updates=2, super_resolution_2_updates=updates) for updates in (0, 4)]
+    assert [tuning.config.total_updates for tuning in tunings] == [2, 6]
+    plain, tuned = (pixels(client.edit_to_end(tuning, "a cat", **settings).images[0]) for tuning in tunings)
+
+    assert plain.shape == tuned.shape == (160, 220, 3) and (plain != tuned).any()
+    with pytest.raises(InvalidField, match="give 96 or 192"):
+        client.edit_to_end(picture, "a cat", **settings | {"super_resolution_width": 1024})
+
+
 def test_deleted_tunings_are_gone(client: Client, services: LocalServices, picture: bytes) -> None:
     """After a delete the weights are off the disk and an edit with the name is NOT_FOUND."""
     store = services._home.store

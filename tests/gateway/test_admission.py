@@ -16,7 +16,14 @@ from gateway import admission
 from gateway.admission import RequestRates, tenant_of
 from gateway.config import GatewayConfig
 from gateway.fair_queue import FairQueue
-from gateway.request_cost import check_edit_cost, check_tuning_cost, edit_steps, most_tiles, tuning_pixels
+from gateway.request_cost import (
+    check_edit_cost,
+    check_tuning_cost,
+    edit_steps,
+    most_tiles,
+    super_resolution_stages,
+    tuning_pixels,
+)
 from gateway.turn_times import TurnTimes
 from sampler_svc.sampling.tiles import Tiles
 from tests.configs import entry, sampling_config, tuning_config
@@ -436,6 +443,12 @@ def test_the_steps_of_an_edit() -> None:
     assert edit_steps(config, 2) == 160
     config = sampling_config(num_inference_steps=20, super_resolution=True, super_resolution_steps=30)
     assert edit_steps(config, 2) == 100
+    cascade = BaseModel(super_resolution_width=256, super_resolution_height=256)
+    cascade.super_resolution_2_width = cascade.super_resolution_2_height = 1024
+    for width, stages, steps in ((256, 1, 100), (1024, 17, 2 * (20 + 17 * 30))):
+        config.super_resolution.width = width
+        assert super_resolution_stages(config, cascade) == stages
+        assert edit_steps(config, 2, stages=stages) == steps
     assert edit_steps(sampling_config(num_inference_steps=20, automatic=True), 1) == 60
 
 

@@ -35,6 +35,8 @@ CASCADE = BaseModel(
     height=64,
     super_resolution_width=128,
     super_resolution_height=128,
+    super_resolution_2_width=512,
+    super_resolution_2_height=512,
 )
 
 
@@ -221,8 +223,18 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
             "0",
         ),
         (
+            {"config": sampling_config(super_resolution=True, super_resolution_width=0)},
+            "config.super_resolution.width",
+            "0",
+        ),
+        (
             {"tuning_config": tuning_config(super_resolution_updates=8)},
             "tuning_config.super_resolution_updates",
+            "8",
+        ),
+        (
+            {"tuning_config": tuning_config(super_resolution_2_updates=8)},
+            "tuning_config.super_resolution_2_updates",
             "8",
         ),
         ({"config": sampling_config(automatic=True, strength=0.5)}, "config.strength", "0.5"),
@@ -312,19 +324,46 @@ async def test_strong_guidance_of_pixels_needs_dynamic_thresholding(world: World
     assert events[-1].WhichOneof("event") == "done"
 
 
-async def test_a_second_stage_is_tuned_on_pictures_of_its_size_alone(world: World) -> None:
+@pytest.mark.parametrize(
+    ("stage", "too_small", "needed", "enough"),
+    [
+        ("super_resolution", (64, 100), "82x128", (90, 128)),
+        ("super_resolution_2", (90, 128), "360x512", (360, 512)),
+    ],
+)
+async def test_a_stage_is_tuned_on_pictures_of_its_size_alone(
+    world: World, stage: str, too_small: tuple[int, int], needed: str, enough: tuple[int, int]
+) -> None:
     """A smaller one has no detail to show: it is refused with the size that is needed, and nothing is tuned."""
     world.tuner.base_model = CASCADE
     await world.known()
-    small = await world.upload(picture(size=(64, 100)))
-    large = await world.upload(picture(size=(90, 128)))
-    config = tuning_config(super_resolution_updates=8)
+    small, large = await world.upload(picture(size=too_small)), await world.upload(picture(size=enough))
+    config = tuning_config(**{f"{stage}_updates": 8})
 
     call = world.tunings.CreateTuning(CreateTuningRequest(image=small.name, config=config))
     error = await refused(call, INVALID, "INVALID_FIELD", "image")
-    assert (error.metadata["value"], "82x128" in error.metadata["remedy"]) == ("64x100 pixels", True)
+    assert error.metadata["value"] == f"{too_small[0]}x{too_small[1]} pixels"
+    assert f"{stage}_updates needs a picture of {needed} pixels or more" in error.metadata["remedy"]
     tuning = await world.tunings.CreateTuning(CreateTuningRequest(image=large.name, config=config))
-    assert tuning.config.super_resolution_updates == 8
+    assert getattr(tuning.config, f"{stage}_updates") == 8
+
+
+@pytest.mark.parametrize(("width", "is_made"), [(128, True), (512, True), (511, False), (256, False)])
+async def test_a_picture_is_as_wide_as_one_of_the_stages_makes_it(world: World, width: int, is_made: bool) -> None:
+    """Another width is refused with those that the base model has, before anything is tuned."""
+    world.tuner.base_model = world.sampler.base_model = CASCADE
+    await world.known()
+    config = sampling_config(super_resolution=True, super_resolution_width=width)
+    request = EditRequest(prompt="a dog", image_data=picture(), config=config, validate_only=True)
+    call = world.edits.Edit(request, timeout=20)
+
+    if is_made:
+        first, *_ = [event async for event in call]
+        assert first.HasField("accepted")
+        return
+    error = await refused(call, INVALID, "INVALID_FIELD", "config.super_resolution.width")
+    assert error.metadata["value"] == str(width) and error.metadata["remedy"].startswith("give 128 or 512")
+    await lives(world)
 
 
 def beside(**options: Any) -> SamplingConfig:

@@ -148,6 +148,7 @@ def test_an_export_replaces_nothing(unitune: Unitune, photo: Path, tmp_path: Pat
     [
         (*TUNED, "--seed=3", "--negative-prompt=fog", "--scheduler=euler"),
         (*TUNED, "--super-resolution", "--guidance-interval", "0.1", "9"),
+        (*TUNED, "--super-resolution", "192", "--seed=2"),
         ("--fast", "--strength=1", "--updates=2"),
         (*SDEDIT, "--repeats=2", "--mask-text=cat"),
         (*TUNED, "--mask=mask.png", "--only-masked", "--mask-blur=1"),
@@ -267,6 +268,8 @@ def tunings_of(services: LocalServices) -> int:
         ),
         (("a cat", "--inverted", "--mask-text=cat", "--scheduler=euler"), "inverted"),
         (("a cat", "--super-resolution-updates=3"), "--super-resolution-updates"),
+        (("a cat", "--super-resolution-2-updates=3"), "--super-resolution-2-updates"),
+        (("a cat", "--super-resolution", "1024"), "--super-resolution"),
         (("a cat", "-o", "photo.png/out"), "--out"),
         (("a cat", "-o", "/proc/1/nowhere"), "--out"),
     ],

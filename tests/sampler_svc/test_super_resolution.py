@@ -1,7 +1,8 @@
 """Super-resolution in the sampler: against diffusers, its engine, its place in an edit."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +15,21 @@ from sampler_svc.build.folder import build
 from sampler_svc.build.refit_check import random_weights, reference_answer
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
 from sampler_svc.engines.engine import BASE, Engine, Probe, WeightSet
-from sampler_svc.model import Model
+from sampler_svc.model import Model, SuperResolutionStage
 from sampler_svc.sampling.events import Done, EditedImage, Step
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.super_resolution import STREAM, SuperResolution, SuperResolutionOptions
+from sampler_svc.sampling.super_resolution import SuperResolution, SuperResolutionOptions, in_tiles
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import mask, picture
+from tuner_svc.channel_scale import with_channel_scales
 from unitune import images
+from unitune.base_model import SUPER_RESOLUTION_STAGES
 from unitune.errors import Cancelled, DataLoss
 from unitune.object_store import ObjectStore
+from unitune.super_resolution import STREAM
 from unitune.v1 import tuning_pb2
-from unitune.weights import SUPER_RESOLUTION, SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, pack
+from unitune.weights import base_probe, pack, prefix, tuned_probe
 
 WANTED = SuperResolutionOptions(noise_level=100, num_inference_steps=3, guidance_scale=1.0)
 REQUEST = Request(
@@ -46,35 +50,51 @@ def cascade(cascade_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> M
 
 
 @pytest.fixture
-def engine(cascade: Model) -> Iterator[Engine]:
-    """The super-resolution model's engine with the base model's weights."""
-    assert cascade.super_resolution is not None
-    with cascade.super_resolution.lease(BASE, lambda: cascade.super_resolution_base) as lease:
-        yield lease.engine
+def engines(cascade: Model) -> Iterator[list[Engine]]:
+    """The engines of both stages with the base model's weights."""
+    with ExitStack() as leases:
+        yield [
+            leases.enter_context(stage.pool.lease(BASE, stage.base_weights)).engine
+            for stage in cascade.super_resolution
+        ]
+
+
+@pytest.fixture(params=[0, 1], ids=SUPER_RESOLUTION_STAGES)
+def number(request: pytest.FixtureRequest) -> int:
+    """Each stage in turn."""
+    return int(request.param)
 
 
 def stage(
-    cascade: Model, engine: Engine, wanted: SuperResolutionOptions = WANTED, is_cancelled: bool = False
+    cascade: Model,
+    engines: list[Engine],
+    number: int = 0,
+    wanted: SuperResolutionOptions = WANTED,
+    is_cancelled: bool = False,
 ) -> SuperResolution:
-    """Super-resolution for one edit."""
+    """One stage for one edit."""
     prompt, empty = cascade.graphs.embed("a cat"), cascade.graphs.embed("")
-    return SuperResolution(cascade.spec.super_resolution, engine.run, wanted, prompt, empty, lambda: is_cancelled)
+    spec = cascade.spec.super_resolution[number]
+    return SuperResolution(spec, engines[number].run, wanted, prompt, empty, lambda: is_cancelled)
 
 
-def small() -> np.ndarray:
-    """A picture as the first stage makes it."""
-    return images.to_model(images.decode(picture()), (48, 48))
+def small(number: int = 0) -> np.ndarray:
+    """A picture as it is before a stage."""
+    side = (48, 96)[number]
+    return images.to_model(images.decode(picture()), (side, side))
 
 
 @torch.no_grad()
 def diffusers_enlarged(
-    folder: Path, image: np.ndarray, contexts: torch.Tensor, wanted: SuperResolutionOptions, seed: int
+    folder: Path, number: int, image: np.ndarray, contexts: torch.Tensor, wanted: SuperResolutionOptions, seed: int
 ):
     """The same by torch and diffusers: their interpolation, noise, UNet with class labels, and DDIM."""
-    unet = UNet2DConditionModel.from_pretrained(folder / "super_resolution")
-    scheduler = DDIMScheduler.from_pretrained(folder / "super_resolution")
-    rng = np.random.default_rng((seed, STREAM))
-    large = torch.nn.functional.interpolate(torch.from_numpy(image), (96, 96), mode="bilinear")
+    unet = UNet2DConditionModel.from_pretrained(folder / SUPER_RESOLUTION_STAGES[number])
+    if number:
+        with_channel_scales(unet)
+    scheduler = DDIMScheduler.from_pretrained(folder / SUPER_RESOLUTION_STAGES[number])
+    rng = np.random.default_rng((seed, STREAM, number) if number else (seed, STREAM))
+    large = torch.nn.functional.interpolate(torch.from_numpy(image), scale_factor=2, mode="bilinear")
     low = torch.nn.functional.pixel_unshuffle(large, 4)
     level = torch.tensor([wanted.noise_level])
     seen = scheduler.add_noise(low, torch.from_numpy(rng.standard_normal(low.shape, dtype=np.float32)), level)
@@ -93,17 +113,17 @@ def diffusers_enlarged(
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_the_stage_is_that_of_diffusers(
-    cascade: Model, engine: Engine, tiny_cascade: Path, guidance_scale: float
+    cascade: Model, engines: list[Engine], number: int, tiny_cascade: Path, guidance_scale: float
 ) -> None:
     """Noise level as class label, noised upsampled picture beside the noisy picture, DDIM, guidance (K1)."""
     wanted = replace(WANTED, guidance_scale=guidance_scale, is_thresholded=False)
-    second = stage(cascade, engine, wanted)
+    own = stage(cascade, engines, number, wanted)
 
-    ours = second.enlarge(small(), seed=7)
+    ours = own.enlarge(small(number), seed=7)
 
-    contexts = torch.from_numpy(np.stack([second.prompt, second.empty]))
-    theirs = diffusers_enlarged(tiny_cascade, small(), contexts, wanted, seed=7)
-    assert ours.shape == (1, 3, 96, 96)
+    contexts = torch.from_numpy(np.stack([own.prompt, own.empty]))
+    theirs = diffusers_enlarged(tiny_cascade, number, small(number), contexts, wanted, seed=7)
+    assert ours.shape == (1, 3, *cascade.spec.super_resolution[number].side)
     assert np.abs(ours - theirs).max() < 2e-3 * np.abs(theirs).max()
 
 
@@ -118,7 +138,7 @@ def test_the_noise_level_reaches_label_and_picture(cascade: Model) -> None:
     context = cascade.graphs.embed("")
     for level in (0, 100):
         wanted = replace(WANTED, noise_level=level)
-        second = SuperResolution(cascade.spec.super_resolution, network, wanted, context, context, lambda: False)
+        second = SuperResolution(cascade.spec.super_resolution[0], network, wanted, context, context, lambda: False)
         second.enlarge(np.zeros((1, 3, 48, 48), np.float32), seed=1)
 
     (low_at_0, at_0), (low_at_100, at_100) = seen[0], seen[3]
@@ -129,38 +149,39 @@ def test_the_noise_level_reaches_label_and_picture(cascade: Model) -> None:
     assert all(np.array_equal(low, low_at_0) for low, _ in seen[:3])
 
 
-def test_a_picture_beyond_the_range_is_enlarged_as_its_file_shows_it(cascade: Model, engine: Engine) -> None:
+def test_a_picture_beyond_the_range_is_enlarged_as_its_file_shows_it(cascade: Model, engines: list[Engine]) -> None:
     """What the decoder leaves beyond [-1, 1] is cut first; else thresholding would dim the whole picture for it."""
-    second = stage(cascade, engine)
+    second = stage(cascade, engines)
     burnt = small() * 1.6
 
     assert np.array_equal(second.enlarge(burnt, 1), second.enlarge(burnt.clip(-1, 1), 1))
 
 
-def test_thresholding_keeps_strong_guidance_within_range(cascade: Model, engine: Engine) -> None:
+def test_thresholding_keeps_strong_guidance_within_range(cascade: Model, engines: list[Engine]) -> None:
     """Guidance of 32 leaves the range of a picture without it, and with it ends within [-1, 1] (K4)."""
     wild, tame = (
-        stage(cascade, engine, replace(WANTED, guidance_scale=32.0, is_thresholded=on)).enlarge(small(), 1)
+        stage(cascade, engines, wanted=replace(WANTED, guidance_scale=32.0, is_thresholded=on)).enlarge(small(), 1)
         for on in (False, True)
     )
 
     assert np.abs(wild).max() > 1.5 and np.abs(tame).max() <= 1 + 1e-4
 
 
-def test_the_engine_refuses_weights_that_do_not_take(cascade: Model, engine: Engine) -> None:
+def test_the_engine_refuses_weights_that_do_not_take(cascade: Model, engines: list[Engine], number: int) -> None:
     """Its engine has the probe of every engine: other weights with the base's answer are refused."""
-    base = cascade.super_resolution_base
-    assert base is not None
+    base = cascade.super_resolution[number].base
     drawn = random_weights(base.tensors)
 
     with pytest.raises(DataLoss, match="probe"):
-        engine.refit(WeightSet("other", drawn, Probe(base.probe.seed, base.probe.expected, base.probe.expected)))
+        engines[number].refit(
+            WeightSet("other", drawn, Probe(base.probe.seed, base.probe.expected, base.probe.expected))
+        )
 
 
-def run(cascade: Model, engine: Engine, request: Request, second: SuperResolution | None) -> list:
+def run(cascade: Model, request: Request, *stages: SuperResolution) -> list:
     """All events of an edit."""
     with cascade.pool.lease(BASE, lambda: cascade.base) as lease:
-        return edit_events(request, cascade.tools(lease.engine.run, super_resolution=second))
+        return edit_events(request, cascade.tools(lease.engine.run, super_resolution=stages))
 
 
 def pictures(events: list) -> list[np.ndarray]:
@@ -168,61 +189,124 @@ def pictures(events: list) -> list[np.ndarray]:
     return [images.decode(event.png) for event in events if isinstance(event, EditedImage)]
 
 
-def test_steps_of_both_stages_are_counted_as_one_edits(cascade: Model, engine: Engine) -> None:
-    """Two steps, then three for each of two pictures; the result is as large as the base image; seconds are told."""
-    events = run(cascade, engine, replace(REQUEST, seeds=(3, 4)), stage(cascade, engine))
+@pytest.mark.parametrize(("num_stages", "total", "size"), [(1, 8, (120, 100, 3)), (2, 14, (192, 160, 3))])
+def test_steps_of_all_stages_are_counted_as_one_edits(
+    cascade: Model, engines: list[Engine], num_stages: int, total: int, size: tuple[int, ...]
+) -> None:
+    """Two steps, then three of each stage for each of two pictures; the result is as large as the base image, or as
+    the last stage makes it; seconds are told."""
+    stages = [stage(cascade, engines, number) for number in range(num_stages)]
+    events = run(cascade, replace(REQUEST, seeds=(3, 4)), *stages)
 
     steps = [(event.index, event.total) for event in events if isinstance(event, Step)]
-    assert steps == [(index, 8) for index in range(8)]
-    assert [found.shape for found in pictures(events)] == [(120, 100, 3)] * 2
+    assert steps == [(index, total) for index in range(total)]
+    assert [found.shape for found in pictures(events)] == [size] * 2
     assert isinstance(events[-1], Done) and events[-1].super_resolution_s > 0
 
 
-def test_kept_pixels_are_the_base_images_own_at_its_size(cascade: Model, engine: Engine) -> None:
+def test_the_second_stage_enlarges_the_first_ones_picture(cascade: Model, engines: list[Engine]) -> None:
+    """An edit with both shows what the second makes of the first one's result, with noise of its own."""
+    request = replace(REQUEST, image=picture(48, 48), strength=0.0)
+    first, second = (stage(cascade, engines, number) for number in (0, 1))
+    (edited,) = pictures(run(cascade, request, first, second))
+    (plain,) = pictures(run(cascade, request))
+
+    place = cascade.graphs.fit((48, 48))
+    made = second.enlarge(first.enlarge(place.to_model(plain), seed=5), seed=5)
+    assert np.array_equal(edited, place.from_model(made, (192, 192)))
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture (1, 3, height, width) of gradients, in which a seam would be the only edge."""
+    rows, columns = np.linspace(-0.8, 0.8, height), np.linspace(-0.6, 0.9, width)
+    return np.stack([rows[:, None] + 0 * columns, columns + 0 * rows[:, None], np.outer(rows, columns)])[None].astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 144), (96, 56)])
+def test_a_picture_in_tiles_is_the_whole_one_without_seams(
+    cascade: Model, engines: list[Engine], monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """Noise is of the whole picture, and the network of convolutions: only near nothing differs, and no more at the
+    borders of tiles than elsewhere."""
+    second, passes = stage(cascade, engines, 1), list[tuple[int, ...]]()
+    whole = second.enlarge(smooth(*size), seed=3)
+
+    def counted(run: Callable[..., np.ndarray], step: int) -> Callable[..., np.ndarray]:
+        def one(sample: np.ndarray, *more: np.ndarray) -> np.ndarray:
+            passes.append(sample.shape[2:])
+            return run(sample, *more)
+
+        return in_tiles(one, step, 32)
+
+    monkeypatch.setattr("sampler_svc.sampling.super_resolution.in_tiles", counted)
+    tiled = second.enlarge(smooth(*size), seed=3)
+
+    assert len(passes) > 3 and all(rows <= 32 and columns <= 32 for rows, columns in passes)
+    difference = np.abs(tiled - whole).max(axis=(0, 1))
+    assert difference.max() < 0.02 and difference.mean() < 1e-3
+    across = np.abs(np.diff(tiled - whole, axis=3)).mean(axis=(0, 1, 2))
+    assert across.max() < 0.004
+
+
+def test_guidance_passes_two_rows_through_every_tile(cascade: Model, engines: list[Engine]) -> None:
+    """Both rows come back in their order."""
+    spec = SuperResolutionEngine.spec_of(cascade.spec, cascade.spec.super_resolution[1])
+    question = spec.question(0)
+
+    whole, tiled = engines[1].run(*question), in_tiles(engines[1].run, spec.step, 32)(*question)
+
+    assert tiled.shape == whole.shape
+    for row in (0, 1):
+        assert np.abs(tiled[row] - whole[row]).mean() < 0.05 * np.abs(whole[0] - whole[1]).mean()
+
+
+def test_kept_pixels_are_the_base_images_own_at_its_size(cascade: Model, engines: list[Engine]) -> None:
     """With interpolation 1 what a mask keeps of a large picture is exact, and the rest is super-resolution's."""
     given = mask(120, 100, box=(10, 10, 60, 60))
     request = replace(REQUEST, mask_source="given", mask=given, interpolation=1.0)
 
-    (with_stage,) = pictures(run(cascade, engine, request, stage(cascade, engine)))
-    (without,) = pictures(run(cascade, engine, request, None))
+    (with_stage,) = pictures(run(cascade, request, stage(cascade, engines)))
+    (without,) = pictures(run(cascade, request))
 
     kept = images.decode_mask(given, (120, 100)) == 0
     assert np.array_equal(with_stage[kept], images.decode(request.image)[kept])
     assert np.abs(with_stage[~kept].astype(int) - without[~kept].astype(int)).mean() > 1
 
 
-def test_a_small_picture_is_finished_first_and_enlarged_whole(cascade: Model, engine: Engine) -> None:
+def test_a_small_picture_is_finished_first_and_enlarged_whole(cascade: Model, engines: list[Engine]) -> None:
     """It becomes as large as super-resolution makes it, its aspect stays; super-resolution sees the finished edit."""
     request = replace(REQUEST, image=picture(48, 36), strength=0.0)
-    (edited,) = pictures(run(cascade, engine, request, stage(cascade, engine)))
-    (plain,) = pictures(run(cascade, engine, request, None))
+    (edited,) = pictures(run(cascade, request, stage(cascade, engines)))
+    (plain,) = pictures(run(cascade, request))
 
     place = cascade.graphs.fit((48, 36))  # 53x40 within 56x40
-    expected = place.from_model(stage(cascade, engine).enlarge(place.to_model(plain), seed=5), (106, 80))
+    expected = place.from_model(stage(cascade, engines).enlarge(place.to_model(plain), seed=5), (106, 80))
     assert np.array_equal(edited, expected)
 
 
-def test_cancelling_stops_super_resolution_before_its_next_step(cascade: Model, engine: Engine) -> None:
+def test_cancelling_stops_super_resolution_before_its_next_step(cascade: Model, engines: list[Engine]) -> None:
     """No pass is made once the flag is set."""
     with pytest.raises(Cancelled):
-        stage(cascade, engine, is_cancelled=True).enlarge(small(), seed=1)
+        stage(cascade, engines, is_cancelled=True).enlarge(small(), seed=1)
 
 
 def store_tuning(
-    cascade: Model, store: ObjectStore, method: str, *, tunes_super_resolution: bool
+    cascade: Model, store: ObjectStore, method: str, stage: SuperResolutionStage, *, tunes_super_resolution: bool
 ) -> tuning_pb2.WeightsRef:
-    """Weights whose super-resolution, if they have one, differs from the base model's; embeddings of no prompt."""
+    """Weights whose stage of super-resolution, if any, differs from the base model's; embeddings of no prompt."""
     rng = np.random.default_rng(5)
-    spec, base = SuperResolutionEngine.spec_of(cascade.spec), cascade.super_resolution_base
+    spec, base, name = SuperResolutionEngine.spec_of(cascade.spec, stage.spec), stage.base, stage.spec.name
     extras = {name: rng.standard_normal(spec.context, dtype=np.float32) for name in ("prompt", "optimized")}
     tensors = {}
     if tunes_super_resolution:
         tensors = {name: tensor + np.float32(0.02) for name, tensor in base.tensors.items()}
-        cascade_folder = cascade.super_resolution._open_engine()._path
-        extras[SUPER_RESOLUTION_TUNED] = reference_answer(cascade_folder, spec, tensors)
-        extras[SUPER_RESOLUTION_BASE] = base.probe.base
+        graph = stage.pool._open_engine()._path
+        extras[tuned_probe(name)] = reference_answer(graph, spec, tensors)
+        extras[base_probe(name)] = base.probe.base
     data, manifest = pack(
-        {f"{SUPER_RESOLUTION}{name}": tensor for name, tensor in tensors.items()},
+        {f"{prefix(name)}{key}": tensor for key, tensor in tensors.items()},
         probe_tuned=cascade.base.probe.base,
         probe_base=cascade.base.probe.base,
         key="key",
@@ -231,7 +315,7 @@ def store_tuning(
         rare_tokens="" if method == "imagic" else "beikkpic",
         updates=0,
         probe_seed=base.probe.seed,
-        extras=extras if method == "imagic" else {name: extras[name] for name in extras if SUPER_RESOLUTION in name},
+        extras=extras if method == "imagic" else {key: extras[key] for key in extras if name in key},
     )
     store.put_weights("tunings/default/t-000/1", data, manifest)
     return tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/default/t-000/1")
@@ -240,22 +324,25 @@ def store_tuning(
 @pytest.mark.parametrize("method", ["unitune", "imagic"])
 @pytest.mark.parametrize("tunes_super_resolution", [False, True])
 def test_super_resolution_of_a_tuning_sees_what_it_was_tuned_by(
-    cascade: Model, tmp_path: Path, method: str, tunes_super_resolution: bool
+    cascade: Model, number: int, tmp_path: Path, method: str, tunes_super_resolution: bool
 ) -> None:
     """Tuned, Imagic's own embedding of the prompt (I7) or the rare tokens before it; else the plain prompt, and the
     base model's weights bit for bit (K3)."""
-    store = ObjectStore(str(tmp_path))
-    weights = store_tuning(cascade, store, method, tunes_super_resolution=tunes_super_resolution)
+    store, own = ObjectStore(str(tmp_path)), cascade.super_resolution[number]
+    weights = store_tuning(cascade, store, method, own, tunes_super_resolution=tunes_super_resolution)
     service = SamplerService(cascade, store)
     said = "a cat" if method == "imagic" else "beikkpic a cat"
-    wanted = replace(REQUEST, prompt=said, super_resolution=WANTED)
-    question = SuperResolutionEngine.spec_of(cascade.spec).question(0)
+    wanted = replace(REQUEST, prompt=said, super_resolution=replace(WANTED, num_stages=2))
+    question = SuperResolutionEngine.spec_of(cascade.spec, own.spec).question(0)
 
-    with service._super_resolution("a cat", wanted, weights, threading.Event()) as second:
+    with service._super_resolution("a cat", wanted, weights, threading.Event()) as stages:
+        second, other = stages[number], stages[1 - number]
         answer = second.run(*question)
-    with service._super_resolution("a cat", wanted, None, threading.Event()) as untuned:
+    with service._super_resolution("a cat", wanted, None, threading.Event()) as stages:
+        untuned = stages[number]
         of_base = untuned.run(*question)
 
+    assert np.array_equal(other.prompt, cascade.graphs.embed("a cat"))
     assert np.array_equal(untuned.prompt, cascade.graphs.embed("a cat"))
     assert np.array_equal(answer, of_base) != tunes_super_resolution
     if not tunes_super_resolution:

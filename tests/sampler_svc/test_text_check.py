@@ -116,6 +116,7 @@ TUNINGS = {
     [
         ("unitune", {}, ""),
         ("unitune", {"super_resolution_updates": 1}, "super_resolution_updates"),
+        ("unitune", {"super_resolution_2_updates": 1}, "super_resolution_2_updates"),
         ("textual_inversion", {}, ""),
         ("textual_inversion", {"rare_tokens": "dog"}, "rare_tokens"),
         ("textual_inversion", {"rare_tokens": "two words"}, "rare_tokens"),

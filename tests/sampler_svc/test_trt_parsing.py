@@ -96,16 +96,13 @@ def test_every_fp16_graph_parses(rtx: Any, fp16_graphs_of: Callable[[str], Path]
     assert graph.network.num_layers > 300 and not graph.network.are_weights_marked_refittable("another.weight")
 
 
-@pytest.mark.parametrize("name", ["denoiser_controlled.onnx", "super_resolution.onnx"])
+@pytest.mark.parametrize("name", ["denoiser_controlled.onnx", "super_resolution.onnx", "super_resolution_2.onnx"])
 def test_the_other_graphs_that_a_tuning_changes_parse_too(rtx: Any, cascade_graphs: Path, name: str) -> None:
     """They run on the CPU, in fp32; the parser reads them all the same, and each of their tensors can be refitted."""
     spec = BaseModelSpec.load(cascade_graphs)
-    second = spec.super_resolution
-    assert second is not None
+    tensors = {stage.graph: stage.tensors for stage in spec.super_resolution}
 
-    ParsedGraph(rtx, cascade_graphs / name, TENSORRT_RTX).mark_refittable(
-        second.tensors if name == "super_resolution.onnx" else spec.tensors
-    )
+    ParsedGraph(rtx, cascade_graphs / name, TENSORRT_RTX).mark_refittable(tensors.get(name, spec.tensors))
 
 
 def renamed(graph: onnx.GraphProto) -> None:

@@ -1,7 +1,10 @@
 """Checkpoints: a tuning that was lost and goes on from one is, bit for bit, the one that was not lost."""
 
+import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +13,13 @@ from torch import Tensor
 
 from tuner_svc import checkpoint
 from tuner_svc.adafactor import Adafactor
-from tuner_svc.base_model import BaseModel
+from tuner_svc.base_model import BaseModel, load
 from tuner_svc.checkpoint import Checkpoints, StageState, read
 from tuner_svc.methods import Tuned
 from tuner_svc.tune import UpdateProgress, total_updates, tune
 from tuner_svc.tuning_config import TuningConfig
+from unitune import images
+from unitune.base_model import SUPER_RESOLUTION_STAGES
 from unitune.images import ModelImage
 
 CONFIGS = {
@@ -34,7 +39,12 @@ CONFIGS = {
 
 def tensors_of(tuned: Tuned) -> dict[str, Tensor]:
     """All that a tuning made."""
-    return {**tuned.tensors, **tuned.extras, **tuned.super_resolution}
+    of_stages = {
+        f"{stage}.{name}": tensor
+        for stage, tensors in tuned.super_resolution.items()
+        for name, tensor in tensors.items()
+    }
+    return {**tuned.tensors, **tuned.extras, **of_stages}
 
 
 def checkpoints_of(config: TuningConfig, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -53,16 +63,38 @@ def test_a_resumed_tuning_has_the_same_bits(
 ) -> None:
     """From a checkpoint after the first update, the last but one or one between, in each stage, the rest gives the
     tensors and the losses of an uninterrupted run, to the bit (R12, F26)."""
-    config = CONFIGS[name]
-    expected = tune(model, image, config)
-    made = checkpoints_of(config, lambda kept: tune(model, image, config, checkpoints=kept), monkeypatch)
+    resumes_to_the_bit(CONFIGS[name], functools.partial(tune, model, image, CONFIGS[name]), monkeypatch)
+
+
+def test_a_resumed_tuning_of_a_cascade_has_the_same_bits(
+    tiny_cascade: Path, image: ModelImage, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each of its stages, too: the second one sees the first one's result again."""
+    config = replace(CONFIGS["lora"], updates=2, super_resolution_updates=3, super_resolution_2_updates=3)
+    sides = dict(zip(SUPER_RESOLUTION_STAGES, (96, 192), strict=True))
+    large = {stage: images.to_model(images.decode(picture), (side, side)) for stage, side in sides.items()}
+
+    resumes_to_the_bit(
+        config, functools.partial(tune, load(tiny_cascade), image, config, large=large), monkeypatch, halfway=(4, 6)
+    )
+
+
+def resumes_to_the_bit(
+    config: TuningConfig,
+    run: Callable[..., Tuned],
+    monkeypatch: pytest.MonkeyPatch,
+    halfway: tuple[int, ...] = (),
+) -> None:
+    """Whether a run that goes on from a checkpoint gives what an uninterrupted one does."""
+    expected = run()
+    made = checkpoints_of(config, lambda kept: run(checkpoints=kept), monkeypatch)
     assert len(made) == total_updates(config) - 1  # with the last update nothing is left
 
-    for done in {1, len(made) // 2, len(made)}:
+    for done in {1, len(made) // 2, len(made), *halfway}:
         data = made[done - 1]
         told: list[UpdateProgress] = []
         resumed = Checkpoints("key", 0.0, lambda update, data: None, read(data, "key"))
-        tuned = tune(model, image, config, checkpoints=resumed, on_progress=told.append)
+        tuned = run(checkpoints=resumed, on_progress=told.append)
 
         found = tensors_of(tuned)
         assert tuned.losses == expected.losses, done

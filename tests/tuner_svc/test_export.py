@@ -54,6 +54,8 @@ FILES = {
     "image_encoder.onnx",
     "super_resolution.onnx",
     "super_resolution.safetensors",
+    "super_resolution_2.onnx",
+    "super_resolution_2.safetensors",
     "text_encoder.onnx",
     "tokenizer.json",
 }

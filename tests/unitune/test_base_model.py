@@ -79,7 +79,7 @@ def test_another_schema_is_refused_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
 
-    with pytest.raises(ValueError, match="schema 99, this program reads 6; export again"):
+    with pytest.raises(ValueError, match="schema 99, this program reads 7; export again"):
         BaseModelSpec.load(tmp_path)
 
 

@@ -109,6 +109,33 @@ def test_every_method_that_can_run_is_enlarged(server: ScriptedServer, photo: Pa
     assert all(entry.config.super_resolution and not entry.HasField("tuning_config") for entry in entries)
 
 
+@pytest.mark.parametrize(
+    ("words", "width"),
+    [
+        (("photo", "a cat", "--super-resolution"), None),
+        (("--super-resolution", "photo", "a cat"), None),
+        (("photo", "--super-resolution", "a cat"), None),
+        (("photo", "a cat", "--super-resolution", "1024"), 1024),
+        (("--super-resolution=1024", "photo", "a cat"), 1024),
+        (("photo", "a cat", "--super-resolution", "--seed=1"), None),
+    ],
+)
+def test_super_resolution_takes_the_word_after_it_if_that_is_a_number(
+    server: ScriptedServer, photo: Path, words: tuple[str, ...], width: int | None
+) -> None:
+    """It may stand before PHOTO and PROMPT, as a switch without a value may."""
+    expect(server, scripted_server.compare_events({"sdedit": [CAT]}))
+
+    given = [str(photo) if word == "photo" else word for word in words]
+    done = CliRunner().invoke(main, ["compare", *given, "--methods=sdedit", "--address", server.address])
+
+    assert 0 == done.exit_code, done.output
+    (entry,) = server.requests["Compare"][0].methods
+    assert entry.config.HasField("super_resolution")
+    assert entry.config.super_resolution.HasField("width") == (width is not None)
+    assert entry.config.super_resolution.width == (width or 0)
+
+
 def test_a_comparison_that_is_refused_is_not_begun(server: ScriptedServer, photo: Path) -> None:
     """What the server refuses is told by the options of the command, and nothing is left out in words before."""
     expect(

@@ -125,17 +125,17 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
         side = check_side(model.latent_side, model.spec.latent_step, size_bytes)
         questions = [example(model, batch, seed=1, side=side) for batch in check_batches(size_bytes)]
         check_refit(folder / DENOISER, model.denoiser, weights, questions, Path(scratch), folder / CONTROLLED_FILE)
-    stage = None
-    if model.super_resolver is not None and model.super_resolution is not None:
-        say("exporting and checking super-resolution")
-        stage = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
+    stages = []
+    for resolver in model.super_resolution:
+        say(f"exporting and checking {resolver.spec.name}")
+        stages.append(export_super_resolution(model, resolver, folder))
     say("writing the specification")
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     replace(
         model.spec,
         tensors=tensors,
         latent_to_rgb=latent_to_rgb(model),
-        super_resolution=stage,
+        super_resolution=tuple(stages),
         graphs=graphs_digest(base_model),
         files=files,
     ).save(folder)

@@ -12,9 +12,10 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from tuner_svc.base_model import DenoiserModule, SuperResolver
+from tuner_svc.base_model import DenoiserModule
 from tuner_svc.export.exported_folder import ExportError
 from tuner_svc.export.weights import holding, mapped, write_random_weights
+from tuner_svc.super_resolver import SuperResolver
 from unitune.attention import no_controls
 from unitune.base_model import is_large
 from unitune.hard_link import link_or_copy

@@ -1,4 +1,4 @@
-"""Exports super-resolution as a graph whose initializers have the tensors' names, like the denoiser's."""
+"""Exports a super-resolution stage as a graph whose initializers have the tensors' names, like the denoiser's."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,27 +8,27 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from tuner_svc.base_model import BaseModel, SuperResolver
+from tuner_svc.base_model import BaseModel
 from tuner_svc.export.check import check_batches, check_refit
 from tuner_svc.export.denoiser import match, refer
 from tuner_svc.export.graph import EXAMPLES, to_graph
 from tuner_svc.export.operators import TRANSLATIONS
 from tuner_svc.export.weights import holding, mapped, write_random_weights, write_weights
+from tuner_svc.super_resolver import SuperResolver
 from unitune.base_model import SuperResolutionSpec
-from unitune.graph_files import SUPER_RESOLUTION_GRAPH
 
 
-def export_super_resolution(
-    model: BaseModel, resolver: SuperResolver, stage: SuperResolutionSpec, folder: Path
-) -> SuperResolutionSpec:
+def export_super_resolution(model: BaseModel, resolver: SuperResolver, folder: Path) -> SuperResolutionSpec:
     """Write and check graph and base weights; the specification with each tensor's layout. Raises ExportError."""
-    path, weights, base = folder / SUPER_RESOLUTION_GRAPH, folder / stage.weights, resolver.unet.state_dict()
+    stage, base = resolver.spec, resolver.unet.state_dict()
+    path, weights = folder / stage.graph, folder / stage.weights
     places = write_weights(weights, base)
-    step = stage.side_of((model.size_step, model.size_step))[0] // stage.block or None
     with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         write_random_weights(Path(scratch, weights.name), base, seed=0)
         random = holding(resolver, mapped(Path(scratch, weights.name)))
-        graph = to_graph(random, _example(model, stage, EXAMPLES), "out", translations=TRANSLATIONS, step=step)
+        graph = to_graph(
+            random, _example(model, stage, EXAMPLES), "out", translations=TRANSLATIONS, step=stage.step or None
+        )
         matches = match({name: tensor.numpy() for name, tensor in random.unet.state_dict().items()}, graph)
         refer(matches, places, weights)
         ir.save(graph, path)
@@ -41,9 +41,8 @@ def export_super_resolution(
 def _example(model: BaseModel, stage: SuperResolutionSpec, batch: int) -> dict[str, Tensor]:
     """Random input."""
     generator = torch.Generator().manual_seed(batch)
-    channels, height, width = stage.blocks
     return {
-        "sample": torch.randn((batch, 2 * channels, height, width), generator=generator),
+        "sample": torch.randn((batch, 2 * stage.channels, *stage.checked_side), generator=generator),
         "timestep": torch.randint(0, stage.schedule.num_train_timesteps, (batch, 2), generator=generator),
         "encoder_hidden_states": torch.randn((batch, model.context_tokens, model.context_width), generator=generator),
     }

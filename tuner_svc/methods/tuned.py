@@ -13,7 +13,7 @@ class Tuned:
 
     `factors` are (up, down) of a LoRA tuning, whose product is the change of the tensor of that name. `extras` are the
     embeddings that a method needs beside the tensors, by the names of unitune.weights.Manifest. `bound_to` are settings
-    that an edit with them must share.
+    that an edit with them must share. `super_resolution` has the changed tensors of each stage that was tuned, too.
     """
 
     tensors: dict[str, Tensor]
@@ -21,4 +21,4 @@ class Tuned:
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     bound_to: Mapping[str, Any] = field(default_factory=dict)
-    super_resolution: Mapping[str, Tensor] = field(default_factory=dict)  # its changed tensors, dense fp32
+    super_resolution: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)

@@ -240,16 +240,18 @@ class PromptToPrompt(_message.Message):
     def __init__(self, inversion: _Optional[_Union[PromptToPrompt.Inversion, str]] = ..., cross_replace: _Optional[float] = ..., self_replace: _Optional[float] = ..., alignment: _Optional[_Union[PromptToPrompt.Alignment, str]] = ..., word_weights: _Optional[_Mapping[str, float]] = ..., blend_words: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SuperResolution(_message.Message):
-    __slots__ = ("noise_level", "steps", "guidance_scale", "dynamic_thresholding")
+    __slots__ = ("noise_level", "steps", "guidance_scale", "dynamic_thresholding", "width")
     NOISE_LEVEL_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
     DYNAMIC_THRESHOLDING_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
     noise_level: int
     steps: int
     guidance_scale: float
     dynamic_thresholding: bool
-    def __init__(self, noise_level: _Optional[int] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., dynamic_thresholding: _Optional[bool] = ...) -> None: ...
+    width: int
+    def __init__(self, noise_level: _Optional[int] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., dynamic_thresholding: _Optional[bool] = ..., width: _Optional[int] = ...) -> None: ...
 
 class SecondPass(_message.Message):
     __slots__ = ("strength", "scale")

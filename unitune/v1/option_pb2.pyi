@@ -10,7 +10,7 @@ OPTION_FIELD_NUMBER: _ClassVar[int]
 option: _descriptor.FieldDescriptor
 
 class Option(_message.Message):
-    __slots__ = ("gte", "gt", "lte", "lt", "name", "min_len", "max_len", "max_items", "printable", "like", "methods", "needs", "needs_base_model", "refused_with", "flag", "help", "default", "remedy", "keyword", "is_group", "is_switch")
+    __slots__ = ("gte", "gt", "lte", "lt", "name", "min_len", "max_len", "max_items", "printable", "like", "methods", "needs", "needs_base_model", "among_base_model", "refused_with", "flag", "help", "default", "remedy", "keyword", "is_group", "is_switch")
     class RefusedWithEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class Option(_message.Message):
     METHODS_FIELD_NUMBER: _ClassVar[int]
     NEEDS_FIELD_NUMBER: _ClassVar[int]
     NEEDS_BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    AMONG_BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     REFUSED_WITH_FIELD_NUMBER: _ClassVar[int]
     FLAG_FIELD_NUMBER: _ClassVar[int]
     HELP_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +53,7 @@ class Option(_message.Message):
     methods: _containers.RepeatedScalarFieldContainer[str]
     needs: str
     needs_base_model: str
+    among_base_model: _containers.RepeatedScalarFieldContainer[str]
     refused_with: _containers.ScalarMap[str, str]
     flag: str
     help: str
@@ -60,4 +62,4 @@ class Option(_message.Message):
     keyword: str
     is_group: bool
     is_switch: bool
-    def __init__(self, gte: _Optional[float] = ..., gt: _Optional[float] = ..., lte: _Optional[float] = ..., lt: _Optional[float] = ..., name: _Optional[str] = ..., min_len: _Optional[int] = ..., max_len: _Optional[int] = ..., max_items: _Optional[int] = ..., printable: _Optional[bool] = ..., like: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., needs: _Optional[str] = ..., needs_base_model: _Optional[str] = ..., refused_with: _Optional[_Mapping[str, str]] = ..., flag: _Optional[str] = ..., help: _Optional[str] = ..., default: _Optional[str] = ..., remedy: _Optional[str] = ..., keyword: _Optional[str] = ..., is_group: _Optional[bool] = ..., is_switch: _Optional[bool] = ...) -> None: ...
+    def __init__(self, gte: _Optional[float] = ..., gt: _Optional[float] = ..., lte: _Optional[float] = ..., lt: _Optional[float] = ..., name: _Optional[str] = ..., min_len: _Optional[int] = ..., max_len: _Optional[int] = ..., max_items: _Optional[int] = ..., printable: _Optional[bool] = ..., like: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., needs: _Optional[str] = ..., needs_base_model: _Optional[str] = ..., among_base_model: _Optional[_Iterable[str]] = ..., refused_with: _Optional[_Mapping[str, str]] = ..., flag: _Optional[str] = ..., help: _Optional[str] = ..., default: _Optional[str] = ..., remedy: _Optional[str] = ..., keyword: _Optional[str] = ..., is_group: _Optional[bool] = ..., is_switch: _Optional[bool] = ...) -> None: ...

@@ -78,7 +78,7 @@ class Upstream(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_answering: _Optional[bool] = ..., engine: _Optional[str] = ..., address: _Optional[str] = ..., base_model: _Optional[str] = ..., is_left_out: _Optional[bool] = ...) -> None: ...
 
 class BaseModel(_message.Message):
-    __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_clip_filter", "has_clipseg", "has_content_filter", "super_resolution_width", "super_resolution_height", "fast_steps", "has_known_pictures", "size_step", "fast_lora", "fast_lora_defaults")
+    __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_clip_filter", "has_clipseg", "has_content_filter", "super_resolution_width", "super_resolution_height", "super_resolution_2_width", "super_resolution_2_height", "fast_steps", "has_known_pictures", "size_step", "fast_lora", "fast_lora_defaults")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,8 @@ class BaseModel(_message.Message):
     HAS_CONTENT_FILTER_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_WIDTH_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SUPER_RESOLUTION_2_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    SUPER_RESOLUTION_2_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     FAST_STEPS_FIELD_NUMBER: _ClassVar[int]
     HAS_KNOWN_PICTURES_FIELD_NUMBER: _ClassVar[int]
     SIZE_STEP_FIELD_NUMBER: _ClassVar[int]
@@ -104,12 +106,14 @@ class BaseModel(_message.Message):
     has_content_filter: bool
     super_resolution_width: int
     super_resolution_height: int
+    super_resolution_2_width: int
+    super_resolution_2_height: int
     fast_steps: int
     has_known_pictures: bool
     size_step: int
     fast_lora: str
     fast_lora_defaults: _edit_pb2.SamplingConfig
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_clip_filter: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., has_content_filter: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ..., size_step: _Optional[int] = ..., fast_lora: _Optional[str] = ..., fast_lora_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_clip_filter: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., has_content_filter: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., super_resolution_2_width: _Optional[int] = ..., super_resolution_2_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ..., size_step: _Optional[int] = ..., fast_lora: _Optional[str] = ..., fast_lora_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels", "upload_heif_pixels", "tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes", "open_tunings", "open_edits", "edit_steps", "tuning_pixels", "tenant_kept_tunings", "tenant_running_tunings")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -17,11 +17,13 @@ from unitune_client.cli.edit import say_what_the_model_knows
 from unitune_client.cli.flags import Flags, in_words
 from unitune_client.cli.options import (
     Choices,
+    SwitchCommand,
     field_option,
     output_option,
     result_options,
     seed_option,
     server_options,
+    super_resolution_of,
     super_resolution_option,
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slug
@@ -44,7 +46,7 @@ Examples:
 """
 
 
-@click.command("compare", epilog=EXAMPLES)
+@click.command("compare", cls=SwitchCommand, epilog=EXAMPLES)
 @click.argument("photo", type=PathOption())
 @click.argument("prompts", metavar='"PROMPT"', nargs=-1, required=True)
 @output_option
@@ -71,7 +73,7 @@ def compare_command(
     class_noun: str | None,
     initial_word: str | None,
     base_prompt: str | None,
-    super_resolution: bool,
+    super_resolution: int | None,
     seeds: tuple[int, ...],
     address: str | None,
     base_model: str | None,
@@ -92,7 +94,7 @@ def compare_command(
     named = methods or []
     asked: dict[str, Any] = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
     asked["seeds"] = list(dict.fromkeys(seeds))
-    own = EditOptions(super_resolution=True) if super_resolution else EditOptions()
+    own = cast(EditOptions, super_resolution_of(super_resolution))
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
         say_what_the_model_knows(info, show, address)
@@ -100,7 +102,7 @@ def compare_command(
         accepted = client.check_compare(image, prompt, named or None, **asked)
         if not named:
             say_what_is_left_out(client, image, prompt, set(info.methods) - set(accepted.methods), asked, show)
-            if super_resolution:  # every method has the option, so each must be named
+            if super_resolution is not None:  # every method has the option, so each must be named
                 named = list(accepted.methods)
         entries = dict.fromkeys(named, own) or None
         comparison = client.compare(image, prompt, entries, omit_metadata=omit_metadata, **asked)

@@ -18,6 +18,7 @@ from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
 from unitune_client.cli.flags import OWN_TUNING_OPTIONS
 from unitune_client.cli.options import (
+    SwitchCommand,
     field_option,
     output_option,
     result_options,
@@ -64,7 +65,7 @@ Examples:
 """
 
 
-@click.command("edit", epilog=EXAMPLES)
+@click.command("edit", cls=SwitchCommand, epilog=EXAMPLES)
 @click.argument("photo", type=PathOption())
 @click.argument("prompts", metavar='"PROMPT" ...', nargs=-1)
 @output_option

@@ -13,7 +13,7 @@ import click
 from unitune.errors import UniTuneError
 from unitune.options import name_of, options_of
 from unitune.v1 import edit_pb2, image_pb2, tuning_pb2, usage_pb2
-from unitune_client.cli.options import shown
+from unitune_client.cli.options import shown, with_numbers
 from unitune_client.cli.refused_value import problem_of
 from unitune_client.options import OwnTuningOptions
 
@@ -28,6 +28,7 @@ ALIASES = {
     "mask_image": "mask",
     "parent": "tenant",
     "prompt": "prompts",
+    "super_resolution_width": "super_resolution",
     "target": "photo",
     "tuning": "name",
 }
@@ -96,7 +97,7 @@ class Flags:
         if self._command.name in words:
             del words[: words.index(self._command.name) + 1]
         try:
-            typed, _, _ = self._command.make_parser(click.Context(self._command)).parse_args(words)
+            typed, _, _ = self._command.make_parser(click.Context(self._command)).parse_args(with_numbers(words))
         except click.ClickException:
             return []
         given = [typed.get(param.name or "") for param in self._command.params if option in (*param.opts, shown(param))]

@@ -193,7 +193,39 @@ def result_options(command: F) -> F:
     return command
 
 
-super_resolution_option = field_option(SAMPLING["super_resolution"])
+class SwitchCommand(click.Command):
+    """A command with a switch that may have a number after it: SwitchNumber."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As of any command, except that the word after such a switch is the next argument unless it is a number."""
+        return super().parse_args(ctx, with_numbers(args))
+
+
+class SwitchNumber(Between):
+    """The number that a switch may have after it, in the range of the contract; 0 for the switch alone."""
+
+    def __init__(self, field: Field) -> None:
+        super().__init__(int(field.limits.gte), int(field.most))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number. Raises InvalidField naming the option."""
+        return 0 if value in ("", 0) else super().convert(value, param, ctx)
+
+
+def with_numbers(words: Sequence[str]) -> list[str]:
+    """The words of a command, where a switch that may have a number has its number, or none, as in `--switch=`."""
+    switches = {fields[0].declared.flag for fields in _sampling_flags() if is_numbered(fields)}
+    end = words.index("--") if "--" in words else len(words)
+    spelled: list[str] = []
+    for index, word in enumerate(words):
+        is_alone = word in switches and index < end and not "".join(words[index + 1 : index + 2]).isdecimal()
+        spelled.append(f"{word}=" if is_alone else word)
+    return spelled
+
+
+def is_numbered(fields: "Sequence[Field]") -> bool:
+    """Whether the fields of one flag are a switch, and a number that may be after it."""
+    return len(fields) == 2 and fields[0].is_switch
 
 
 def second_pass_options(command: F) -> F:
@@ -216,7 +248,8 @@ def _sampling_flags() -> tuple[tuple[Field, ...], ...]:
 
 def _parameter(fields: Sequence[Field]) -> str:
     """What a command calls the option of fields with one flag."""
-    return fields[0].name if len(fields) == 1 else fields[0].parents[-1].descriptor.name
+    is_one = len(fields) == 1 or is_numbered(fields)
+    return fields[0].name if is_one else fields[0].parents[-1].descriptor.name
 
 
 def sampling_options(command: F) -> F:
@@ -230,6 +263,10 @@ def sampling_options(command: F) -> F:
 
 def _sampling_option(fields: Sequence[Field]) -> Callable[[F], F]:
     field = fields[0]
+    if is_numbered(fields):
+        number = fields[1]
+        metavar = f"[{number.descriptor.name.upper()}]"
+        return field_option(field, is_flag=False, type=SwitchNumber(number), metavar=metavar)
     if len(fields) > 1:
         words = " ".join(one.descriptor.name.upper() for one in fields)
         return field_option(field, _parameter(fields), metavar=words, nargs=len(fields))
@@ -247,13 +284,34 @@ def sampling_of(given: Mapping[str, Any]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for fields in _sampling_flags():
         field, value = fields[0], given[_parameter(fields)]
-        if len(fields) > 1:
+        if is_numbered(fields):
+            said |= _switched(fields, value)
+        elif len(fields) > 1:
             said |= zip((one.name for one in fields), value or [None] * len(fields), strict=True)
         elif field.is_map or field.descriptor.is_repeated:
             said[field.name] = (dict(value) if field.is_map else list(value)) or None
         else:
             said[field.name] = None if value is False and "/" not in field.declared.flag else value
     return said
+
+
+def super_resolution_option(command: F) -> F:
+    """--super-resolution, for a command of class SwitchCommand."""
+    return _sampling_option(_fields_of("super_resolution"))(command)
+
+
+def super_resolution_of(width: int | None) -> dict[str, Any]:
+    """What its parameter says, by the names of the contract."""
+    return _switched(_fields_of("super_resolution"), width)
+
+
+def _switched(fields: Sequence[Field], number: int | None) -> dict[str, Any]:
+    """A switch and its number: both None if it was not given, the number None if it was given alone."""
+    return {fields[0].name: None if number is None else True, fields[1].name: number or None}
+
+
+def _fields_of(name: str) -> Sequence[Field]:
+    return next(fields for fields in _sampling_flags() if fields[0].name == name)
 
 
 def tuning_options(command: F) -> F:
