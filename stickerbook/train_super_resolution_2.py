@@ -32,6 +32,7 @@ from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import CONTEXT_WIDTH, tokenizer_of_process, tokens_of
 from stickerbook.train_super_resolution import (
     drawn_levels,
+    drawn_timesteps,
     enlarge,
     new_noise_schedule,
     psnr_of,
@@ -49,7 +50,6 @@ CROP = 256  # side in pixels of what an update sees of the 1024 px picture
 CROPS = 4  # of each scene in an update
 REUSED = 4  # updates that see crops of one scene, since painting it costs as much as an update
 PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders that are not blurred
-NOISY_SHARE = 0.5  # of the noisy pictures: nearly pure noise, where an edit's single step begins
 
 
 def new_second_stage() -> UNet2DConditionModel:
@@ -208,9 +208,7 @@ def loss_of(
     target, low = as_blocks(images), as_blocks(low)
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     augmentation = torch.randn(low.shape, generator=generator, device=low.device)
-    timesteps = torch.randint(1000, (len(target),), generator=generator, device=target.device)
-    is_noisy = torch.rand(len(target), generator=generator, device=target.device) < NOISY_SHARE
-    timesteps = torch.where(is_noisy, 999 - timesteps // 10, timesteps)
+    timesteps = drawn_timesteps(len(target), generator, target.device)
     signal = scheduler.alphas_cumprod.to(target.device)[timesteps].sqrt()[:, None, None, None]
     seen = scheduler.add_noise(low, augmentation, levels)
     noisy = torch.cat([signal * scheduler.add_noise(target, noise, timesteps), seen], dim=1)
