@@ -38,8 +38,8 @@ class KnownServices:
                 await self._share()
             else:
                 self._kept = await self._state.known()
-                if self._tuners.known is None and TUNER in self._kept:
-                    self._tuners.known = TunerInfo.FromString(self._kept[TUNER])
+                if TUNER in self._kept:
+                    self._tuners.recall(TunerInfo.FromString(self._kept[TUNER]))
             if SAMPLER in self._kept:
                 self._samplers.recall(SamplerInfo.FromString(self._kept[SAMPLER]))
         except Exception:  # it matters only to requests that come before a service answers

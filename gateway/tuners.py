@@ -23,6 +23,7 @@ class Tuners:
 
     def __init__(self) -> None:
         self.known: TunerInfo | None = None  # what was said last
+        self._is_recalled = False  # it was said to an earlier process
         self._calls = 0
         self._expected_until_s = -math.inf
         self._seen_s: dict[str, float] = {}  # by the digest of a base model, when a tuner of it was seen last
@@ -31,8 +32,13 @@ class Tuners:
 
     def announced(self, info: TunerInfo) -> None:
         """A tuner has said what it is."""
-        self.known = info
+        self.known, self._is_recalled = info, False
         self.saw(info.base_model.digest)
+
+    def recall(self, info: TunerInfo) -> None:
+        """What was said to an earlier process, until a tuner says something."""
+        if self.known is None:
+            self.known, self._is_recalled = info, True
 
     def saw(self, base_model: str) -> None:
         """A tuner of this base model is there."""
@@ -88,9 +94,18 @@ class Tuners:
         version = self.known.version if self.known is not None else ""
         return Upstream(name="tuner", version=version, is_answering=self.is_any_there)
 
-    async def info(self) -> TunerInfo:
-        """What the last tuner said of itself. Raises Unavailable (BACKEND_DOWN) if none has said anything yet."""
-        await self._wait(lambda: self.known is not None)
+    async def info(self, sampled: str) -> TunerInfo:
+        """What the last tuner said of itself. Raises Unavailable (BACKEND_DOWN) if none has said anything yet.
+
+        `sampled` is the digest of the samplers' base model, empty if that is not known. Where it is not what an earlier
+        process was told, the services have got another base model since, and the tuner has yet to say so.
+        """
+
+        def is_told() -> bool:
+            is_other = self.known is not None and sampled not in ("", self.known.base_model.digest)
+            return self.known is not None and not (self._is_recalled and is_other)
+
+        await self._wait(is_told)
         assert self.known is not None
         return self.known
 

@@ -29,6 +29,7 @@ from unitune.options import Flat, check_base_model, to_words
 from unitune.picture_file import PictureInfo
 from unitune.system_errors import RETRY_DOWN_S
 from unitune.v1.image_pb2 import Image
+from unitune.v1.tuner_pb2 import TunerInfo
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     ListTuningsRequest,
@@ -108,7 +109,7 @@ class Tunings:
         Raises InvalidField for a field that its method needs and that is unset, and for words that are no tokens of the
         base model; InvalidArgument (COST_LIMIT); Unavailable (BACKEND_DOWN).
         """
-        info = await self._tuners.info()
+        info = await self._tuner_info()
         method = Flat(config).method or TUNING_METHODS[0]
         defaults = validation.defaults_of(method, info.method_defaults, info.tuning_defaults)
         filled = validation.fill_tuning_config(config, defaults)
@@ -192,11 +193,16 @@ class Tunings:
         tuning = await self._planned(tenant, image, picture, config)
         return await self._needs_tuner(tenant, tuning) or tuning
 
+    async def _tuner_info(self) -> TunerInfo:
+        """What the tuner says that runs new tunings. Raises Unavailable (BACKEND_DOWN) while that is not known."""
+        sampler = self._samplers.known
+        return await self._tuners.info(sampler.base_model.digest if sampler is not None else "")
+
     async def _planned(
         self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig, further: Sequence[Name] = ()
     ) -> Tuning:
         """A new tuning that is not stored yet. Raises as `find_or_make` does."""
-        info = await self._tuners.info()
+        info = await self._tuner_info()
         for stage in SUPER_RESOLUTION_STAGES:
             if getattr(config, f"{stage}_updates") > 0:
                 validation.check_size_for_super_resolution(picture, info.base_model, stage)

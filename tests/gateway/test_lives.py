@@ -29,6 +29,7 @@ from unitune.options import Flat
 from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.image_pb2 import UploadImageRequest
 from unitune.v1.image_pb2_grpc import ImageServiceStub
+from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, WatchTuningRequest
 from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 
@@ -129,6 +130,24 @@ async def test_a_gateway_that_starts_without_its_tuner_accepts_tunings(world: Wo
     tuning = await world.tune(seed=7)
     assert tuning.state == Tuning.STATE_QUEUED
     assert tuning.config.updates == 5 and Flat(tuning.config).mode == "attn_out"  # as the tuner told
+
+
+async def test_services_that_got_another_base_model_are_waited_for(world: World) -> None:
+    """A gateway that starts where an earlier one had another base model waits for its tuner, when the sampler answers
+    first: what the earlier tuner said would be refused."""
+    assert world.tuner is not None
+    other = BaseModel(name="other", digest="5" * 64, width=64, height=64)
+    await world.known()
+    await world.close()
+    await world.tuner_server.stop()
+    world.tuner.base_model = world.sampler.base_model = other
+    await world.open()
+
+    tuning = asyncio.create_task(world.tune(seed=7))
+    await asyncio.sleep(0.3)
+    assert not tuning.done()
+    world.tuner_server = await serve_tuner(world.tuner, world.gateway.internal_address)
+    assert (await tuning).base_model == other.digest
 
 
 # Frozen services
