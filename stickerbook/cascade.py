@@ -83,7 +83,7 @@ class Nearness:
 
 
 def measure(model: Path, scenes: int) -> None:
-    """Print the figures of the first stage at some noise levels and numbers of steps, and of bicubic enlargement."""
+    """Print the figures of the first stage at some noise levels and numbers of steps, and of enlargement by filters."""
     fp32 = {"torch_dtype": torch.float32, "use_safetensors": True}
     held_out = HeldOut(
         scenes,
@@ -94,6 +94,7 @@ def measure(model: Path, scenes: int) -> None:
     unet, figures = super_resolution_unet(model).eval(), Nearness(held_out.truth)
     print(f"first stage, {scenes} held-out scenes at {SIDE} px")
     figures.tell("bicubic", held_out.bicubic)
+    figures.tell("Lanczos", held_out.lanczos)
     for level, steps in TRIED:
         batches = zip(held_out.context.split(BATCH), held_out.small.split(BATCH), strict=True)
         large = [
@@ -104,7 +105,7 @@ def measure(model: Path, scenes: int) -> None:
 
 
 def measure_second(model: Path, scenes: int) -> None:
-    """The same of the second stage, and of Lanczos enlargement."""
+    """The same of the second stage."""
     held_out, unet = second_stage.LargeHeldOut(scenes, model), second_stage.second_stage_unet(model).eval()
     figures = Nearness(held_out.truth)
     print(f"second stage, {scenes} held-out scenes at {second_stage.SIDE} px")

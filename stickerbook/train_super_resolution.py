@@ -14,6 +14,7 @@ interrupted; the same command continues. Every 500 updates it writes a sheet of 
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -164,9 +165,9 @@ def psnr_of(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return -10 * error.log10()
 
 
-def bicubic(small: torch.Tensor) -> torch.Tensor:
-    """Bicubic upsampling, for comparison: (n, 3, 64, 64) at 256 px."""
-    large = [Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in as_pixels(small)]
+def resized(small: torch.Tensor, side: int, kind: Literal["BICUBIC", "LANCZOS"]) -> torch.Tensor:
+    """Enlargement by a filter, for comparison: square pictures at another side."""
+    large = [Image.fromarray(picture).resize((side, side), Image.Resampling[kind]) for picture in as_pixels(small)]
     return as_images(np.stack([np.asarray(picture) for picture in large]))
 
 
@@ -186,7 +187,7 @@ class HeldOut:
         captions = [caption(draw_scene(seed, "held_out")) for seed in seeds]
         self.truth = pictures(seeds, "held_out", SIDE)
         self.small = reconstruct(autoencoder, pictures(seeds, "held_out"))
-        self.bicubic = bicubic(self.small)
+        self.bicubic, self.lanczos = (resized(self.small, SIDE, kind) for kind in ("BICUBIC", "LANCZOS"))
         with torch.no_grad():
             self.context = text_encoder(tokens_of(tokenizer, captions)).last_hidden_state
 

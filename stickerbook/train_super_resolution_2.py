@@ -13,7 +13,6 @@ Every 500 updates it writes a sheet of held-out scenes beside the checkpoint.
 import argparse
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from stickerbook.train_super_resolution import (
     new_noise_schedule,
     psnr_of,
     reconstruct,
+    resized,
     super_resolution_unet,
 )
 from stickerbook.world import FIRST_HELD_OUT_SEED, Scene, draw_scene
@@ -243,12 +243,6 @@ def enlarge_to_1024(
     return functional.pixel_shuffle(latents, BLOCK)
 
 
-def resized(small: torch.Tensor, kind: Literal["BICUBIC", "LANCZOS"]) -> torch.Tensor:
-    """Enlargement by a filter, for comparison: (n, 3, 256, 256) at 1024 px."""
-    large = [Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling[kind]) for one in as_pixels(small)]
-    return as_images(np.stack([np.asarray(picture) for picture in large]))
-
-
 class LargeHeldOut:
     """Held-out scenes, to watch how well they are enlarged: the first stage's results, or every other one blurred."""
 
@@ -263,7 +257,7 @@ class LargeHeldOut:
                 self.small[index] = one[0]
             elif index % 2:
                 self.small[index] = _gaussian(self.small[index : index + 1], 0.7)[0]
-        self.bicubic, self.lanczos = (resized(self.small, kind) for kind in ("BICUBIC", "LANCZOS"))
+        self.bicubic, self.lanczos = (resized(self.small, SIDE, kind) for kind in ("BICUBIC", "LANCZOS"))
         with torch.no_grad():
             tokens = tokens_of(new_tokenizer(), captions)
             self.context = text_encoder_of(model)(tokens).last_hidden_state
