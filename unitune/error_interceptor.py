@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, Protocol
 
 import grpc
+from grpc._cython.cygrpc import _ServerStoppedError  # type: ignore[import-not-found]  # it has no public name
 from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_status import rpc_status
 from opentelemetry import trace
@@ -34,6 +35,8 @@ RETRY_WATCH_S = 5.0
 # Stands for a request that its deserializer refused. If the exception left the deserializer, grpc itself would answer:
 # with UNKNOWN, without details, and with a traceback in the log.
 _UNREADABLE = object()
+# grpc could not write: the client is gone, or the server has stopped, and so is the stream.
+_GONE = (grpc.aio.InternalError, _ServerStoppedError)
 
 
 class Door(Protocol):
@@ -189,7 +192,7 @@ async def _recorded(method: str, context: Any, messages: Messages, span: trace.S
     except grpc.aio.AbortError:  # a servicer of another package, such as health, has ended the call
         code = "ABORTED_BY_HANDLER"
         raise
-    except grpc.aio.InternalError:  # grpc could not write: the client is gone, and so is its stream
+    except _GONE:
         pass
     except UniTuneError as error:
         code, reason = error.code.name, error.reason
@@ -216,7 +219,7 @@ async def _recorded(method: str, context: Any, messages: Messages, span: trace.S
 async def _refuse(context: Any, messages: Messages, error: UniTuneError) -> None:
     """End the call with an error, which reaches nobody if the client is gone."""
     await messages.drop_rest()
-    with contextlib.suppress(grpc.aio.InternalError):  # grpc could not send it, and would log a traceback
+    with contextlib.suppress(*_GONE):  # grpc would log a traceback
         await context.abort_with_status(_status_of(error))
 
 

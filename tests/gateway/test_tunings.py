@@ -150,6 +150,7 @@ def test_every_setting_is_in_the_key() -> None:
         "num_inference_steps": 9,
         "guidance_scale": 9.0,
         "super_resolution_updates": 9,
+        "super_resolution_2_updates": 9,
     }
     assert changes.keys() == {field.name for field in TuningConfig.DESCRIPTOR.fields}
     for name, value in changes.items():

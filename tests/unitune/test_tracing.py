@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from io import StringIO
 from typing import Any
 
@@ -149,6 +150,32 @@ async def test_logs_tell_trace_and_request(spans: InMemorySpanExporter) -> None:
     inside, outside = (json.loads(line) for line in stream.getvalue().splitlines())
     assert inside["trace"] == trace.format_trace_id(by_name(spans)[CALL].context.trace_id)
     assert len(inside["request"]) == 32 and not {"trace", "request"} & outside.keys()
+
+
+async def test_a_server_that_has_stopped_made_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that still writes when its server has stopped is told so by grpc, and that is no failure of ours."""
+
+    class Late(Service):
+        async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncIterator[edit_pb2.EditEvent]:
+            try:
+                yield edit_pb2.EditEvent(sequence=1)
+                await asyncio.Event().wait()
+            finally:
+                self.closed.set()
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.5)
+                await context.write(b"late")
+
+    late = Late()
+    running = await serving.start("127.0.0.1:0", late.register)
+    async with serving.channel(running.address) as channel:
+        call = edit_pb2_grpc.EditServiceStub(channel).Edit(edit_pb2.EditRequest())
+        assert (await call.read()).sequence == 1
+        with caplog.at_level(logging.WARNING):
+            await running._server.stop(0)
+            await late.closed.wait()
+            await asyncio.sleep(0.7)
+    assert "call failed" not in caplog.text
 
 
 def test_without_the_sdk_a_collector_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
