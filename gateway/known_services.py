@@ -10,6 +10,7 @@ import logging
 from gateway.samplers import Samplers
 from gateway.state import State
 from gateway.tuners import Tuners
+from gateway.upstreams import CALL_S
 from unitune import metrics, telemetry
 from unitune.errors import UniTuneError
 from unitune.v1.sampler_pb2 import SamplerInfo
@@ -18,6 +19,9 @@ from unitune.v1.tuner_pb2 import TunerInfo
 logger = logging.getLogger(__name__)
 
 TUNER, SAMPLER = "tuner", "sampler"
+# Between two looks while no tuner is there. A request waits for one for CALL_S seconds, in which the gateway that a
+# tuner called must have said so, and the others must have read it.
+WITHOUT_TUNER_S = CALL_S / 3
 
 
 class KnownServices:
@@ -53,7 +57,7 @@ class KnownServices:
                 await self.keep()
             except Exception:  # such as a disk that is full; the next round tries again
                 telemetry.failure(logger, "services not kept")
-            await asyncio.sleep(every_s)
+            await asyncio.sleep(every_s if self._tuners.is_any_there else min(every_s, WITHOUT_TUNER_S))
             self._samplers.renew()
             await self._ask()
 

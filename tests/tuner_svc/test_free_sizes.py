@@ -86,9 +86,9 @@ def photograph(height: int, width: int) -> bytes:
 
 def test_pictures_are_tuned_on_at_the_first_ones_working_size(model: BaseModel) -> None:
     """A portrait at 56x40; a further landscape is not squeezed into it, but filled up."""
-    found, large = _model_images([photograph(60, 44), photograph(44, 60)], model, None)
+    found, large = _model_images([photograph(60, 44), photograph(44, 60)], model, [])
 
-    assert (2, 3, 56, 40) == found.shape and large is None
+    assert (2, 3, 56, 40) == found.shape and not large
     content = found[1, :, 13:42]
     np.testing.assert_array_equal(found[1, :, :13], content[:, 12::-1])
     np.testing.assert_allclose(content, images.to_model(images.decode(photograph(44, 60)), (29, 40))[0], atol=1e-6)
@@ -105,7 +105,7 @@ def test_pictures_are_tuned_on_at_the_first_ones_working_size(model: BaseModel) 
 )
 def test_a_tuning_works_at_the_pictures_size(model: BaseModel, config: TuningConfig) -> None:
     """A landscape is tuned on as it is, and a method's class images are of its size (M24)."""
-    found, _ = _model_images([photograph(44, 60)], model, None)
+    found, _ = _model_images([photograph(44, 60)], model, [])
     assert (1, 3, 40, 56) == found.shape
 
     tuned = tune(model, found, config)
