@@ -164,7 +164,7 @@ def edits(cases: int) -> np.ndarray:
                     rows.append(images.decode(result.images[0].png, max_bytes=None))
                 rows.append(render(wanted, SIDE))
                 say(caption(wanted))
-    return contact_sheet(np.stack(rows), 4, enlarge=2)
+    return contact_sheet(np.stack(rows), 4, enlarge=1)
 
 
 def main() -> None:
