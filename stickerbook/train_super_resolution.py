@@ -33,6 +33,7 @@ from stickerbook.train import CONTEXT_WIDTH, new_scheduler, tokenizer_of_process
 from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
 
 SIDE = 256
+FACTOR = 4  # of each stage: 64 to 256, 256 to 1024
 BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 64x64
 MAX_LEVEL = 250  # of the augmentation; above it no detail is left
 NOISY_SHARE = 0.5  # of the noisy pictures: nearly pure noise, where an edit's single step begins
@@ -79,9 +80,9 @@ def as_blocks(images: torch.Tensor) -> torch.Tensor:
     return functional.pixel_unshuffle(images, BLOCK)
 
 
-def enlarged(images: torch.Tensor) -> torch.Tensor:
-    """Pictures of 64 px, (n, 3, 64, 64), bilinearly at 256 px."""
-    return functional.interpolate(images, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+def upsampled(images: torch.Tensor) -> torch.Tensor:
+    """Pictures bilinearly at four times their size."""
+    return functional.interpolate(images, scale_factor=FACTOR, mode="bilinear", align_corners=False)
 
 
 def drawn_levels(rng: np.random.Generator, count: int) -> torch.Tensor:
@@ -112,16 +113,16 @@ def loss_of(
     unet: UNet2DConditionModel,
     context: torch.Tensor,
     images: torch.Tensor,
-    small: torch.Tensor,
+    low: torch.Tensor,
     levels: torch.Tensor,
     scheduler: DDIMScheduler,
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Mean squared error of the picture, unweighted, since the noisy timesteps decide what it shows.
 
-    `images` are (n, 3, 256, 256), `small` (n, 3, 64, 64), `levels` timesteps (n,).
+    `images` and the upsampled small ones, `low`, are (n, 3, side, side), `levels` timesteps (n,).
     """
-    target, low = as_blocks(images), as_blocks(enlarged(small))
+    target, low = as_blocks(images), as_blocks(low)
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     augmentation = torch.randn(low.shape, generator=generator, device=low.device)
     timesteps = drawn_timesteps(len(target), generator, target.device)
@@ -145,9 +146,9 @@ def enlarge(
     steps: int = 1,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Pictures of 64 px, (n, 3, 64, 64), at 256 px by DDIM, without guidance; both in about [-1, 1]."""
+    """Pictures (n, 3, side, side) at four times their size by DDIM, without guidance; both in about [-1, 1]."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    low = as_blocks(enlarged(small))
+    low = as_blocks(upsampled(small))
     levels = torch.full((len(low),), noise_level)
     seen = scheduler.add_noise(low, torch.randn(low.shape, generator=generator).to(low.device), levels)
     latents = torch.randn(low.shape, generator=generator).to(low.device)
@@ -246,7 +247,7 @@ def main() -> None:
         small = torch.where(is_plain[:, None, None, None], plain, soft)
         # Painting and decoding a scene cost as much as a pass over it, so each is used twice.
         context, images, small = (torch.cat([tensor, tensor]) for tensor in (context, images, small))
-        loss = loss_of(unet, context, images, small, levels, scheduler, generator)
+        loss = loss_of(unet, context, images, upsampled(small), levels, scheduler, generator)
         run.update(loss)
         log.add(loss)
         if run.updates_done % 250 == 0:

@@ -30,22 +30,23 @@ from stickerbook.samples import contact_sheet
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import CONTEXT_WIDTH, tokenizer_of_process, tokens_of
 from stickerbook.train_super_resolution import (
+    BLOCK,
+    FACTOR,
     drawn_levels,
-    drawn_timesteps,
     enlarge,
+    loss_of,
     new_noise_schedule,
     psnr_of,
     reconstruct,
     resized,
     super_resolution_unet,
+    upsampled,
 )
 from stickerbook.world import FIRST_HELD_OUT_SEED, Scene, draw_scene
 from tuner_svc.channel_scale import with_channel_scales
 
 FOLDER = "super_resolution_2"  # in the base model's
 SMALL_SIDE, SIDE = 256, 1024
-FACTOR = SIDE // SMALL_SIDE
-BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 256x256
 CROP = 256  # side in pixels of what an update sees of the 1024 px picture
 CROPS = 4  # of each scene in an update
 REUSED = 4  # updates that see crops of one scene, since painting it costs as much as an update
@@ -83,16 +84,6 @@ def second_stage_unet(folder: Path) -> UNet2DConditionModel:
         folder, subfolder=FOLDER, torch_dtype=torch.float32, use_safetensors=True
     )
     return with_channel_scales(unet)
-
-
-def as_blocks(images: torch.Tensor) -> torch.Tensor:
-    """(n, 3, side, side) to (n, 48, side / 4, side / 4)."""
-    return functional.pixel_unshuffle(images, BLOCK)
-
-
-def upsampled(small: torch.Tensor) -> torch.Tensor:
-    """Pictures bilinearly at four times their size."""
-    return functional.interpolate(small, scale_factor=FACTOR, mode="bilinear", align_corners=False)
 
 
 def blurred(small: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -195,54 +186,6 @@ def _crop(images: torch.Tensor, place: tuple[int, int], each: int = 1) -> torch.
     return images[..., top : top + CROP // each, left : left + CROP // each]
 
 
-def loss_of(
-    unet: UNet2DConditionModel,
-    context: torch.Tensor,
-    images: torch.Tensor,
-    low: torch.Tensor,
-    levels: torch.Tensor,
-    scheduler: DDIMScheduler,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Mean squared error of the crops. All are (n, 3, side, side), `levels` timesteps (n,)."""
-    target, low = as_blocks(images), as_blocks(low)
-    noise = torch.randn(target.shape, generator=generator, device=target.device)
-    augmentation = torch.randn(low.shape, generator=generator, device=low.device)
-    timesteps = drawn_timesteps(len(target), generator, target.device)
-    signal = scheduler.alphas_cumprod.to(target.device)[timesteps].sqrt()[:, None, None, None]
-    seen = scheduler.add_noise(low, augmentation, levels)
-    noisy = torch.cat([signal * scheduler.add_noise(target, noise, timesteps), seen], dim=1)
-    noisy = noisy.to(memory_format=torch.channels_last)
-    with torch.autocast(target.device.type, torch.bfloat16):
-        difference = unet(noisy, timesteps, context, class_labels=levels).sample
-    return functional.mse_loss(low + difference.float(), target)
-
-
-@torch.no_grad()
-def enlarge_to_1024(
-    unet: UNet2DConditionModel,
-    context: torch.Tensor,
-    small: torch.Tensor,
-    scheduler: DDIMScheduler,
-    *,
-    noise_level: int = 50,
-    steps: int = 1,
-    seed: int = 0,
-) -> torch.Tensor:
-    """Pictures (n, 3, 256, 256) at 1024 px by DDIM, without guidance; both in about [-1, 1]."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    low = as_blocks(upsampled(small))
-    levels = torch.full((len(low),), noise_level)
-    seen = scheduler.add_noise(low, torch.randn(low.shape, generator=generator), levels)
-    latents = torch.randn(low.shape, generator=generator)
-    scheduler.set_timesteps(steps)
-    for timestep in scheduler.timesteps:
-        beside = torch.cat([scheduler.alphas_cumprod[timestep].sqrt() * latents, seen], dim=1)
-        difference = unet(beside, timestep, context, class_labels=levels).sample
-        latents = scheduler.step(low + difference, timestep, latents).prev_sample
-    return functional.pixel_shuffle(latents, BLOCK)
-
-
 class LargeHeldOut:
     """Held-out scenes, to watch how well they are enlarged: the first stage's results, or every other one blurred."""
 
@@ -268,8 +211,7 @@ class LargeHeldOut:
         """All of them at 1024 px, one after another, in about [-1, 1]."""
         pairs = zip(self.context.split(1), self.small.split(1), strict=True)
         large = [
-            enlarge_to_1024(unet, context, small, scheduler, noise_level=noise_level, steps=steps)
-            for context, small in pairs
+            enlarge(unet, context, small, scheduler, noise_level=noise_level, steps=steps) for context, small in pairs
         ]
         return torch.cat(large)
 
