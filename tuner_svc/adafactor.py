@@ -6,6 +6,7 @@ up to rounding.
 """
 
 import weakref
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -27,6 +28,7 @@ class Adafactor:
 
     def __init__(self, parameters: list[Tensor], learning_rate: float) -> None:
         self._learning_rate = learning_rate
+        self._parameters = list(parameters)
         # On the device, so that a captured step counts; in float64, so that the decay is exact in float32.
         self._steps = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
         self._factored = [parameter for parameter in parameters if parameter.dim() >= 2]
@@ -69,6 +71,37 @@ class Adafactor:
         return {"steps": self._steps} | {
             f"{name}.{index}": tensor for name, tensors in kept.items() for index, tensor in enumerate(tensors)
         }
+
+    def moments(self) -> list[list[Tensor]]:
+        """Of each parameter, for each of its axes the second moments' means over all other axes: a vector.
+
+        They are what a tuning of another picture can begin with (`begin_at`), at next to no bytes. Of a parameter with
+        up to two axes they say all that is known of it.
+        """
+        found = {
+            id(parameter): [moments.clone()] for parameter, moments in zip(self._whole, self._moments, strict=True)
+        }
+        for parameter, rows, columns in zip(self._factored, self._rows, self._columns, strict=True):
+            means = [_mean_along(columns if axis == 1 else rows, axis) for axis in range(rows.dim())]
+            found[id(parameter)] = [
+                *means[2:],
+                *means[:2],
+            ]  # as the parameter's axes, of which the last two are in front
+        return [found[id(parameter)] for parameter in self._parameters]
+
+    @torch.no_grad()
+    def begin_at(self, moments: Sequence[Sequence[Tensor]], steps: int) -> None:
+        """Go on as if `steps` updates had left these second moments, as `moments` gives them. Of a parameter with more
+        than two axes they become the product of their means."""
+        of = {id(parameter): means for parameter, means in zip(self._parameters, moments, strict=True)}
+        self._steps.fill_(steps)
+        for parameter, kept in zip(self._whole, self._moments, strict=True):
+            kept.copy_(of[id(parameter)][0].view_as(kept))
+        for parameter, rows, columns in zip(self._factored, self._rows, self._columns, strict=True):
+            means = of[id(parameter)]
+            in_front = [*means[-2:], *means[:-2]]
+            rows.copy_(_product(in_front, leaves_out=1))
+            columns.copy_(_product(in_front, leaves_out=0))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -141,6 +174,25 @@ def _groups(parameters: list[Tensor]) -> list[slice]:
             first, values = index, 0
         values += parameter.numel()
     return [*groups, slice(first, len(parameters))]
+
+
+def _mean_along(tensor: Tensor, axis: int) -> Tensor:
+    """Over all axes but one, a vector."""
+    others = [each for each in range(tensor.dim()) if each != axis]
+    return tensor.mean(dim=others)
+
+
+def _product(means: Sequence[Tensor], leaves_out: int) -> Tensor:
+    """The values whose means along the axes are given, if they are a product of one factor for each axis; 1 long along
+    the axis that is left out. In float64, as squared gradients go down to GRADIENT_FLOOR."""
+    factors = [mean.double() for mean in means]
+    total = factors[0].mean()
+    product = torch.ones((), dtype=torch.float64, device=total.device)
+    for axis, factor in enumerate(factors):
+        if axis != leaves_out:
+            shape = [-1 if each == axis else 1 for each in range(len(factors))]
+            product = product * (factor / total).view(shape)
+    return product * total
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from tuner_svc.model_folder import (
     variant_of,
 )
 from tuner_svc.super_resolver import SuperResolver, read_stages
+from tuner_svc.warm_start import WarmStart, read_warm_start
 from unitune.base_model import BaseModelSpec, NoiseSchedule, Preset, SuperResolutionSpec, TensorSpec
 from unitune.diffusion.conditioning import NUM_SIZES, num_rows, size_ids
 from unitune.diffusion.inpainting import num_channels
@@ -217,6 +218,7 @@ class BaseModel:
     pooled_width: int = 0
     empty_is_zeros: bool = False
     fast_lora: FastLora | None = None
+    warm_start: WarmStart | None = None
     tuning_bytes: int = 0  # of memory, which a tuning may take beside the base model; 0: what is free
     # Padding and truncation are state of the tokenizer, which the checks of requests and a tuning use at the same time.
     _tokenizing: Lock = field(default_factory=Lock, repr=False, compare=False)
@@ -375,6 +377,7 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         is_inpainting=unet.config.in_channels != unet.config.out_channels,
         super_resolution=stages,
         fast_lora=read_fast_lora(folder, unet),
+        warm_start=read_warm_start(folder, unet),
         second_tokenizer=parts.second_tokenizer,
         pooled_width=parts.pooled_width,
         empty_is_zeros=settings.empty_is_zeros,

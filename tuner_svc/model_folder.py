@@ -49,6 +49,9 @@ CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "t
 PICKLED = "*pytorch_model*.bin*"  # of transformers and diffusers, in one file or in several, of any variant
 FAST_LORA_FOLDER = "fast_lora"  # optional: a LoRA that distils to few steps, added while sampling
 FAST_LORA_SETTINGS, FAST_LORA_WEIGHTS = "config.json", "lora.safetensors"  # in that folder
+WARM_START_FOLDER = "warm_start"  # optional: where tunings begin; tuner_svc.warm_start
+WARM_START_SETTINGS, WARM_START_WEIGHTS = "config.json", "weights.safetensors"  # in that folder
+WARM_START_FILES = tuple(Path(WARM_START_FOLDER, name) for name in (WARM_START_SETTINGS, WARM_START_WEIGHTS))
 SECOND_TEXT_ENCODER, SECOND_TOKENIZER = "text_encoder_2", "tokenizer_2"  # of SDXL
 INDEX_FILE = "model_index.json"
 CLASSES = {  # by part
@@ -141,7 +144,7 @@ def read_text_settings(folder: Path) -> TextSettings:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that define the model, relative and sorted: configs, weights, tokenizer, preset, vocabulary, the
-    super-resolution stages, the CLIP filter's model and the fast LoRA. Other files do not matter.
+    super-resolution stages, the CLIP filter's model, the fast LoRA and the warm start. Other files do not matter.
 
     Raises UnusableBaseModel naming every file that is missing.
     """
@@ -160,6 +163,8 @@ def model_files(folder: Path) -> list[Path]:
         needed += [Path(stage, name) for name in SUPER_RESOLUTION_FILES]
     if (folder / FAST_LORA_FOLDER).is_dir():
         needed += [Path(FAST_LORA_FOLDER, name) for name in (FAST_LORA_SETTINGS, FAST_LORA_WEIGHTS)]
+    if (folder / WARM_START_FOLDER).is_dir():
+        needed += WARM_START_FILES
     for part in (*text_encoders, "unet", "vae", CLIP_FOLDER):
         check_safetensors(folder / part)
     missing = [str(path) for path in needed if not (folder / path).is_file()]
@@ -185,8 +190,9 @@ def digest(folder: Path) -> str:
 
 
 def graphs_digest(folder: Path) -> str:
-    """The same without the preset, on which no exported graph depends."""
-    return _digest_of(folder, lambda folder: [path for path in model_files(folder) if path != Path(PRESET_FILE)])
+    """The same without the preset and the warm start, on which no exported graph depends."""
+    leaves_out = (Path(PRESET_FILE), *WARM_START_FILES)
+    return _digest_of(folder, lambda folder: [path for path in model_files(folder) if path not in leaves_out])
 
 
 def _digest_of(folder: Path, files: Callable[[Path], list[Path]]) -> str:

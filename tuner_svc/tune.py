@@ -15,7 +15,7 @@ from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import SUPER_RESOLUTION_STAGES, SuperResolutionSpec
 from unitune.choices import MOST_IMAGES
 from unitune.errors import InvalidField
-from unitune.tuning_check import TunedModel
+from unitune.tuning_check import NO_WARM_START, TunedModel
 
 
 def tune(
@@ -79,6 +79,10 @@ def check(model: BaseModel, config: TuningConfig) -> list[str]:
     not fit the base model."""
     stages = [stage.spec.name for stage in model.super_resolution]
     steps = model.schedule.num_train_timesteps
+    if config.warm_start:
+        if model.warm_start is None:
+            raise InvalidField("config.warm_start", True, NO_WARM_START)
+        model.warm_start.check(config)
     tuned = TunedModel(model.reader, model.preset, steps, stages, model.is_inpainting)
     return tuned.check(config)
 

@@ -29,7 +29,8 @@ class TuningConfig:
     initial_word: str = ""  # these three: Textual Inversion
     num_vectors: int = 1
     scale_learning_rate: bool = True
-    stop_loss_ratio: float = 0.0  # UniTune; 0 never stops early
+    stop_loss_ratio: float = 0.0  # this and the next one: UniTune; 0 never stops early
+    warm_start: bool = False  # begins at the base model's warm start (tuner_svc.warm_start)
     base_prompt: str = ""  # these three: null-text, as in the edits to come
     num_inference_steps: int = 50
     guidance_scale: float = 7.5

@@ -13,6 +13,9 @@ from unitune.errors import InvalidField
 from unitune.reading import Reader, TuningTexts, check_tuning
 
 
+NO_WARM_START = "leave it unset: this base model has no warm start (a warm_start folder)"
+
+
 class TunedConfig(TuningTexts, Protocol):
     """The fields of a tuning's config that are read here; its message and the tuner's class both have them."""
 
