@@ -34,6 +34,7 @@ from unitune.v1 import (
     scope_pb2,
     server_pb2,
     server_pb2_grpc,
+    tuner_pb2,
     tuning_pb2,
     tuning_pb2_grpc,
 )
@@ -224,6 +225,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             version=__version__,
             base_model=known.base_model if known else None,
             tuning_defaults=tuner.tuning_defaults if tuner else None,
+            defaults_without_warm_start=_without_warm_start(tuner) if tuner else None,
             sampling_defaults=sampler.sampling_defaults if sampler else None,
             limits=self._limits,
             queue=self._gauges.queue,
@@ -234,6 +236,10 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             method_tuning_defaults=tuner.method_defaults if tuner else (),
             method_sampling_defaults=sampler.method_defaults if sampler else (),
         )
+
+
+def _without_warm_start(tuner: tuner_pb2.TunerInfo) -> tuning_pb2.TuningConfig | None:
+    return tuner.defaults_without_warm_start if tuner.HasField("defaults_without_warm_start") else None
 
 
 def _heartbeat() -> tuning_pb2.TuningEvent:

@@ -111,7 +111,7 @@ class Tunings:
         """
         info = await self._tuner_info()
         method = Flat(config).method or TUNING_METHODS[0]
-        defaults = validation.defaults_of(method, info.method_defaults, info.tuning_defaults)
+        defaults = validation.tuning_defaults_of(config, info, field)
         filled = validation.fill_tuning_config(config, defaults)
         check_base_model(filled, info.base_model, f"{field}.")
         validation.check_complete(filled, field)
@@ -405,6 +405,8 @@ def tuning_key(
     always = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed")
     inputs = {"image": image_sha256, "base_model": base_model, "schema": weights.SCHEMA}
     inputs |= {name: getattr(Flat(config), name) for name in always} | to_words(config)
+    if not config.warm_start:  # as before there was one
+        inputs.pop("warm_start", None)
     if further:
         inputs["images"] = list(further)
     if working_size is not None:

@@ -20,6 +20,7 @@ from unitune.errors import InvalidField, ResourceExhausted, length_of
 from unitune.options import (
     EDIT,
     SAMPLING,
+    TUNING,
     Flat,
     check,
     control_characters,
@@ -30,9 +31,11 @@ from unitune.options import (
 )
 from unitune.picture_file import PictureInfo
 from unitune.prompts import mentions
+from unitune.tuning_check import BOUND_TO_WARM_START, NO_WARM_START, check_of_warm_start
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.image_pb2 import Image
 from unitune.v1.server_pb2 import BaseModel, Limits
+from unitune.v1.tuner_pb2 import TunerInfo
 from unitune.v1.tuning_pb2 import CreateTuningRequest, Tuning, TuningConfig
 from unitune.working_size import fit, working_size
 
@@ -41,6 +44,8 @@ C = TypeVar("C", TuningConfig, SamplingConfig)
 SCHEDULERS = SAMPLING["scheduler"].choices
 ANSWER_BYTES = (16 << 20) - 4096  # clients take messages of 16 MiB
 LABELS = options_of(CreateTuningRequest)["labels"].limits
+# A tuning for which one of these is set begins at the base model, unless it asks for the warm start.
+WITHOUT_WARM_START = ("mode", "updates", "batch", "learning_rate", "rare_tokens")
 PAGE_SIZE, MAX_PAGE_SIZE = 50, 200
 PAPER_LEARNING_RATE = 1e-4  # arXiv 2210.09477: Adafactor on all weights
 
@@ -139,6 +144,28 @@ def check_edit_of(tuning: TuningConfig, prompt: str) -> None:
 def defaults_of(method: str, by_method: Iterable[C], others: C) -> C:
     """The defaults of a method, from those that name theirs."""
     return next((defaults for defaults in by_method if Flat(defaults).method == method), others)
+
+
+def tuning_defaults_of(config: TuningConfig, info: TunerInfo, field: str) -> TuningConfig:
+    """The defaults of a checked config: from the base model's warm start, unless it says otherwise or how to tune.
+
+    Raises InvalidField for a warm start that is not there, and for settings that it is not for.
+    """
+    asked, method = Flat(config), Flat(config).method or TUNING_METHODS[0]
+    defaults = defaults_of(method, info.method_defaults, info.tuning_defaults)
+    if not TUNING["warm_start"].is_read_by(method):
+        return defaults
+    if not info.HasField("defaults_without_warm_start"):
+        if config.warm_start:
+            raise InvalidField(f"{field}.warm_start", True, NO_WARM_START)
+        return defaults
+    says_how = any(TUNING[name].is_set(config) for name in WITHOUT_WARM_START)
+    if not (config.warm_start if asked.has("warm_start") else not says_how):
+        return info.defaults_without_warm_start
+    for name in BOUND_TO_WARM_START:
+        if asked.has(name):
+            check_of_warm_start(name, getattr(asked, name), getattr(Flat(defaults), name), f"{field}.")
+    return defaults
 
 
 def fill_tuning_config(config: TuningConfig, defaults: TuningConfig) -> TuningConfig:

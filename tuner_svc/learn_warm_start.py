@@ -105,13 +105,13 @@ class Learning:
 def learn_round(model: BaseModel, learning: Learning, pictures: Sequence[np.ndarray], share: float) -> Learning:
     """After one more round: tune on each picture from the present start, then move it by `share` of the way to the mean
     of what came out."""
-    begun = replace(model, warm_start=learning.start())
-    settings = {name: value for name, value in asdict(learning.settings).items() if name != "steps"}
+    start = learning.start()
+    begun = replace(model, warm_start=start)
     weights = {name: torch.zeros_like(tensor) for name, tensor in learning.weights.items()}
     moments: dict[str, list[Tensor]] = {}
     losses: list[float] = []
     for number, picture in enumerate(pictures):
-        config = TuningConfig(**settings, seed=learning.rounds * len(pictures) + number, warm_start=True)
+        config = TuningConfig(**start.defaults(), seed=learning.rounds * len(pictures) + number)
         tracker = ProgressTracker(config.updates, lambda progress: None, lambda: False)
         with torch.enable_grad():
             chosen, optimizer = bound(begun, model.encode_image(picture), config, tracker)

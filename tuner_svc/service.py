@@ -76,6 +76,7 @@ from unitune.v1.tuning_pb2 import TuningProgress
 from unitune.weights import Manifest
 from unitune.working_size import fit, size_of, working_size
 
+UNSET_IS_FALSE = ("warm_start",)  # which gateways of earlier versions do not know
 logger = logging.getLogger(__name__)
 
 STORE_WAIT_S = 600.0  # for a store that is full or does not answer; made again, the weights cost as much
@@ -152,8 +153,9 @@ class TunerService:
         model = self._model
         return TunerInfo(
             base_model=base_model_info(model.spec),
-            tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
-            method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
+            tuning_defaults=_first_defaults(model),
+            defaults_without_warm_start=_defaults(model.preset, TUNING_METHODS[0]) if model.warm_start else None,
+            method_defaults=[_first_defaults(model), *(_defaults(model.preset, one) for one in TUNING_METHODS[1:])],
             version=__version__,
         )
 
@@ -507,6 +509,15 @@ def _model_images(
     return np.concatenate([place.to_model(picture), *(fit(size_of(one), into).to_model(one) for one in further)]), large
 
 
+def _first_defaults(model: BaseModel) -> tuning_pb2.TuningConfig:
+    """The defaults of UniTune: from the base model's warm start, if it has one."""
+    defaults = _defaults(model.preset, TUNING_METHODS[0])
+    if model.warm_start is None:
+        return defaults
+    own = model.warm_start.defaults()
+    return put_words(defaults, own)
+
+
 def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
     """The defaults of a method: all fields except a caller's own words."""
     own = preset.method_preset(method)
@@ -529,6 +540,6 @@ def _config(config: tuning_pb2.TuningConfig) -> TuningConfig:
     asked = Flat(config)
     fields = read_by(TUNING, asked.method)
     for name in fields:
-        if TUNING[name].descriptor.has_presence and not asked.has(name):
+        if TUNING[name].descriptor.has_presence and not asked.has(name) and name not in UNSET_IS_FALSE:
             raise InvalidField(f"config.{name}", "unset", "it must be set")
     return TuningConfig(**{name: getattr(asked, name) for name in fields})

@@ -30,6 +30,7 @@ from tuner_svc.trainable import trainable_parameters
 from tuner_svc.tuning_config import TuningConfig
 from unitune.codecs import DecodedTensors, tensor_names
 from unitune.errors import DataLoss, InvalidField
+from unitune.tuning_check import BOUND_TO_WARM_START, check_of_warm_start
 
 CODEC = "sign"  # of the change
 WARM_START_MODES = ("full", "attn_out")  # in which the weights themselves are tuned
@@ -58,18 +59,16 @@ class WarmStart:
     moments: Mapping[str, Sequence[NDArray[np.float32]]]  # by tensor, a vector for each of its axes; empty: not known
     codec: str = CODEC
 
-    def config(self, base: TuningConfig) -> TuningConfig:
-        """The defaults of tunings that begin with it; the rest is as in `base`."""
+    def defaults(self) -> dict[str, Any]:
+        """The options of tunings that begin with it, by name."""
         own = asdict(self.settings)
         del own["steps"]
-        return TuningConfig(**{**asdict(base), **own, "warm_start": True})
+        return {**own, "warm_start": True}
 
     def check(self, config: TuningConfig) -> None:
         """Raises InvalidField unless it is for such tunings."""
-        for name in ("mode", "rare_tokens"):
-            value, own = getattr(config, name), getattr(self.settings, name)
-            if value != own:
-                raise InvalidField(f"config.{name}", value, f"with warm_start it must be {own}")
+        for name in BOUND_TO_WARM_START:
+            check_of_warm_start(name, getattr(config, name), getattr(self.settings, name), "config.")
 
     @torch.no_grad()
     def begin(self, weights: Mapping[str, Tensor], optimizer: Adafactor) -> None:

@@ -12,8 +12,15 @@ from unitune.choices import NO_ATTENTION_OF_INPAINTING, NULL_TEXT
 from unitune.errors import InvalidField
 from unitune.reading import Reader, TuningTexts, check_tuning
 
-
+BOUND_TO_WARM_START = ("mode", "rare_tokens")  # options that a warm start was learned with
 NO_WARM_START = "leave it unset: this base model has no warm start (a warm_start folder)"
+
+
+def check_of_warm_start(name: str, value: str, own: str, prefix: str) -> None:
+    """Raises InvalidField unless an option has the value that the warm start was learned with."""
+    if value != own:
+        remedy = f"with warm_start it must be {own}, which the base model's warm start is for"
+        raise InvalidField(f"{prefix}{name}", value, remedy)
 
 
 class TunedConfig(TuningTexts, Protocol):

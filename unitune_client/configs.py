@@ -36,6 +36,7 @@ class TuningConfig:
     guidance_scale: float = 0.0
     super_resolution_updates: int = 0
     super_resolution_2_updates: int = 0
+    warm_start: bool = False
 
     @property
     def total_updates(self) -> int:

@@ -522,6 +522,7 @@ class ServerInfo:
     """What a server is, what it can do and what it allows.
 
     The defaults of a method are under its name, and `tuning_defaults` and `sampling_defaults` of one that is not there.
+    Where `tuning_defaults` begin at the base model's warm start, `defaults_without_warm_start` do not.
     """
 
     version: str
@@ -531,6 +532,7 @@ class ServerInfo:
     limits: Limits
     methods: tuple[str, ...]
     schedulers: tuple[str, ...]
+    defaults_without_warm_start: TuningConfig | None = None
     method_tuning_defaults: Mapping[str, TuningConfig] = field(default_factory=dict)
     method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)
     queue: Queue = Queue()

@@ -83,6 +83,11 @@ class OwnTuningOptions(TypedDict, total=False):
     """super_resolution_2_updates are the same of the second stage, which sees the first stage's result. [0 to 5000;
     default: 0] Only for unitune, imagic.
     """
+    warm_start: bool | None
+    """warm_start of `unitune` begins at the base model's warm start instead of at the base model itself. [default: with
+    it, if the base model has one and none of mode, updates, batch, learning rate and rare tokens is given] Only for
+    unitune.
+    """
 
 
 class TuningOptions(OwnTuningOptions, total=False):

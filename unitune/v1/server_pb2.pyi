@@ -16,7 +16,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "base_model", "tuning_defaults", "sampling_defaults", "limits", "methods", "schedulers", "method_tuning_defaults", "method_sampling_defaults", "queue", "upstreams", "is_read_only")
+    __slots__ = ("version", "base_model", "tuning_defaults", "sampling_defaults", "limits", "methods", "schedulers", "defaults_without_warm_start", "method_tuning_defaults", "method_sampling_defaults", "queue", "upstreams", "is_read_only")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class ServerInfo(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
     SCHEDULERS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTS_WITHOUT_WARM_START_FIELD_NUMBER: _ClassVar[int]
     METHOD_TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     METHOD_SAMPLING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
@@ -36,12 +37,13 @@ class ServerInfo(_message.Message):
     limits: Limits
     methods: _containers.RepeatedScalarFieldContainer[_edit_pb2.SamplingConfig.Method]
     schedulers: _containers.RepeatedScalarFieldContainer[_edit_pb2.SamplingConfig.Scheduler]
+    defaults_without_warm_start: _tuning_pb2.TuningConfig
     method_tuning_defaults: _containers.RepeatedCompositeFieldContainer[_tuning_pb2.TuningConfig]
     method_sampling_defaults: _containers.RepeatedCompositeFieldContainer[_edit_pb2.SamplingConfig]
     queue: Queue
     upstreams: _containers.RepeatedCompositeFieldContainer[Upstream]
     is_read_only: bool
-    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Method, str]]] = ..., schedulers: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Scheduler, str]]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ..., queue: _Optional[_Union[Queue, _Mapping]] = ..., upstreams: _Optional[_Iterable[_Union[Upstream, _Mapping]]] = ..., is_read_only: _Optional[bool] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Method, str]]] = ..., schedulers: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Scheduler, str]]] = ..., defaults_without_warm_start: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ..., queue: _Optional[_Union[Queue, _Mapping]] = ..., upstreams: _Optional[_Iterable[_Union[Upstream, _Mapping]]] = ..., is_read_only: _Optional[bool] = ...) -> None: ...
 
 class Queue(_message.Message):
     __slots__ = ("tunings_queued", "tunings_running", "edits_waiting", "edits_running", "oldest_tuning_s", "oldest_edit_s")

@@ -80,7 +80,7 @@ class Tuning(_message.Message):
     def __init__(self, name: _Optional[str] = ..., image: _Optional[str] = ..., base_model: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., state: _Optional[_Union[Tuning.State, str]] = ..., key: _Optional[str] = ..., progress: _Optional[_Union[TuningProgress, _Mapping]] = ..., queue_position: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., weights: _Optional[_Union[WeightsRef, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., images: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TuningConfig(_message.Message):
-    __slots__ = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed", "prompt", "class_noun", "num_class_images", "prior_weight", "initial_word", "num_vectors", "embedding_updates", "embedding_learning_rate", "scale_learning_rate", "stop_loss_ratio", "base_prompt", "num_inference_steps", "guidance_scale", "super_resolution_updates", "super_resolution_2_updates")
+    __slots__ = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed", "prompt", "class_noun", "num_class_images", "prior_weight", "initial_word", "num_vectors", "embedding_updates", "embedding_learning_rate", "scale_learning_rate", "stop_loss_ratio", "base_prompt", "num_inference_steps", "guidance_scale", "super_resolution_updates", "super_resolution_2_updates", "warm_start")
     class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         METHOD_UNSPECIFIED: _ClassVar[TuningConfig.Method]
@@ -127,6 +127,7 @@ class TuningConfig(_message.Message):
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_UPDATES_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_2_UPDATES_FIELD_NUMBER: _ClassVar[int]
+    WARM_START_FIELD_NUMBER: _ClassVar[int]
     method: TuningConfig.Method
     mode: TuningConfig.Mode
     updates: int
@@ -149,7 +150,8 @@ class TuningConfig(_message.Message):
     guidance_scale: float
     super_resolution_updates: int
     super_resolution_2_updates: int
-    def __init__(self, method: _Optional[_Union[TuningConfig.Method, str]] = ..., mode: _Optional[_Union[TuningConfig.Mode, str]] = ..., updates: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., rare_tokens: _Optional[str] = ..., seed: _Optional[int] = ..., prompt: _Optional[str] = ..., class_noun: _Optional[str] = ..., num_class_images: _Optional[int] = ..., prior_weight: _Optional[float] = ..., initial_word: _Optional[str] = ..., num_vectors: _Optional[int] = ..., embedding_updates: _Optional[int] = ..., embedding_learning_rate: _Optional[float] = ..., scale_learning_rate: _Optional[bool] = ..., stop_loss_ratio: _Optional[float] = ..., base_prompt: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., super_resolution_updates: _Optional[int] = ..., super_resolution_2_updates: _Optional[int] = ...) -> None: ...
+    warm_start: bool
+    def __init__(self, method: _Optional[_Union[TuningConfig.Method, str]] = ..., mode: _Optional[_Union[TuningConfig.Mode, str]] = ..., updates: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., rare_tokens: _Optional[str] = ..., seed: _Optional[int] = ..., prompt: _Optional[str] = ..., class_noun: _Optional[str] = ..., num_class_images: _Optional[int] = ..., prior_weight: _Optional[float] = ..., initial_word: _Optional[str] = ..., num_vectors: _Optional[int] = ..., embedding_updates: _Optional[int] = ..., embedding_learning_rate: _Optional[float] = ..., scale_learning_rate: _Optional[bool] = ..., stop_loss_ratio: _Optional[float] = ..., base_prompt: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., super_resolution_updates: _Optional[int] = ..., super_resolution_2_updates: _Optional[int] = ..., warm_start: _Optional[bool] = ...) -> None: ...
 
 class TuningProgress(_message.Message):
     __slots__ = ("update", "total", "loss", "left_s", "learning_rate", "stopped_early", "stage", "warning", "attempt", "resumed_update")

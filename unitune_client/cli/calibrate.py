@@ -142,7 +142,7 @@ def tuning_settings(
     info: events.ServerInfo, updates: Sequence[int], learning_rates: Sequence[float]
 ) -> list[TuningSetting]:
     """The tunings to try, the base model's own first."""
-    own = info.tuning_defaults
+    own = info.defaults_without_warm_start or info.tuning_defaults
     pairs = product(
         updates or (own.updates, max(own.updates // 2, 1)),
         learning_rates or (own.learning_rate, own.learning_rate / 2, own.learning_rate * 2),

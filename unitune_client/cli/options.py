@@ -270,13 +270,16 @@ def _sampling_option(fields: Sequence[Field]) -> Callable[[F], F]:
     if len(fields) > 1:
         words = " ".join(one.descriptor.name.upper() for one in fields)
         return field_option(field, _parameter(fields), metavar=words, nargs=len(fields))
-    if "/" in field.declared.flag:  # unset is neither of the two
-        return field_option(field, default=None)
     if field.is_map:
         return field_option(field, metavar="WORD X", type=(str, number_of(field)), multiple=True)
     if field.descriptor.is_repeated:
         return field_option(field, metavar=field.name.rpartition("_")[2].removesuffix("s").upper(), multiple=True)
-    return field_option(field)
+    return _one_option(field)
+
+
+def _one_option(field: Field) -> Callable[[F], F]:
+    """The option of a flag, which is unset unless it is given: of two words, as in --x/--no-x, neither."""
+    return field_option(field, default=None) if "/" in field.declared.flag else field_option(field)
 
 
 def sampling_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,7 +321,7 @@ def tuning_options(command: F) -> F:
     """An option for every flag that the contract has of a tuning alone, and --photo."""
     photos = options_of(CreateTuningRequest)["images"]
     own = [field for field in TUNING.values() if field.keyword == field.name and field.name not in SAMPLING]
-    options = [field_option(field) for field in own if field.declared.flag]
+    options = [_one_option(field) for field in own if field.declared.flag]
     options.append(field_option(photos, "further_photos", metavar="FILE", type=PathOption(), multiple=True))
     for option in reversed(options):
         command = option(command)

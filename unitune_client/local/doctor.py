@@ -198,7 +198,9 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     yield "base model", known if model.name else NOT_TOLD.format("a tuner or a sampler")
     yield "methods", ", ".join(info.methods)
     yield "schedulers", ", ".join(info.schedulers)
-    tuned = f"{updates}, mode {tuning.mode}, rare tokens {tuning.rare_tokens}"
+    plain = info.defaults_without_warm_start
+    start = f" from the base model's warm start ({plain.updates} without it)" if tuning.warm_start and plain else ""
+    tuned = f"{updates}{start}, mode {tuning.mode}, rare tokens {tuning.rare_tokens}"
     yield "tuning defaults", tuned if tuning.mode else NOT_TOLD.format("a tuner")
     lora = f" and its fast LoRA ({model.fast_lora})" if model.fast_lora else ""
     fast = f", {model.fast_steps} with --fast{lora}" if model.fast_steps else ""
