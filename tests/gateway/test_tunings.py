@@ -151,6 +151,7 @@ def test_every_setting_is_in_the_key() -> None:
         "guidance_scale": 9.0,
         "super_resolution_updates": 9,
         "super_resolution_2_updates": 9,
+        "warm_start": True,
     }
     assert changes.keys() == {field.name for field in TuningConfig.DESCRIPTOR.fields}
     for name, value in changes.items():

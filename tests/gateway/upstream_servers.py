@@ -18,7 +18,7 @@ from tests.configs import sampling_config, tuning_config
 from unitune import image_pieces, images, peers, serving, weights
 from unitune.errors import NotFound, UniTuneError, to_status
 from unitune.object_store import ObjectStore
-from unitune.options import Flat
+from unitune.options import Flat, put_words
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuner_pb2, tuner_pb2_grpc
 from unitune.v1.edit_pb2 import EditEvent, Timings
 from unitune.v1.server_pb2 import BaseModel
@@ -84,6 +84,7 @@ class Tuner:
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self.base_model = BASE_MODEL
+        self.warm_start: dict[str, Any] = {}  # how its defaults differ with a warm start; empty: it has none
         self.place, self.instance = f"place {secrets.token_hex(8)}", secrets.token_hex(8)
         self.requests: list[tuner_pb2.Assignment] = []
         self.stopped: list[str] = []  # names of runs that ended before `done`
@@ -115,6 +116,11 @@ class Tuner:
         info = tuner_pb2.TunerInfo(
             base_model=self.base_model, tuning_defaults=TUNING_DEFAULTS, method_defaults=METHOD_DEFAULTS
         )
+        if self.warm_start:
+            info.defaults_without_warm_start.CopyFrom(TUNING_DEFAULTS)
+            for defaults in (info.tuning_defaults, *info.method_defaults):
+                if Flat(defaults).method == "unitune":
+                    put_words(defaults, {**self.warm_start, "warm_start": True})
         await pool.Announce(tuner_pb2.AnnounceRequest(info=info), timeout=5)
         request = tuner_pb2.TakeTuningRequest(tuner=self.process, base_model=self.base_model.digest)
         request.wait.FromMilliseconds(200)
