@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -219,6 +220,7 @@ def main() -> None:
     model = load(options.base_model, options.device)
     learning = Learning.begin(model, default_settings(model, options.updates, options.learning_rate))
     options.out.mkdir(parents=True, exist_ok=True)
+    print(f"learning from {len(options.pictures)} pictures with {learning.settings}", file=sys.stderr)
     picture_of = pictures_in(model, options.pictures)
     learning = learn(model, picture_of, learning, options.rounds, options.out / CHECKPOINT, Told(options.rounds))
     learning.stored(model).save(options.out)

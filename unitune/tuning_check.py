@@ -13,7 +13,7 @@ from unitune.errors import InvalidField
 from unitune.reading import Reader, TuningTexts, check_tuning
 
 BOUND_TO_WARM_START = ("mode", "rare_tokens")  # options that a warm start was learned with
-NO_WARM_START = "leave it unset: this base model has no warm start (a warm_start folder)"
+NO_WARM_START = "leave it unset: this base model has no warm start, which `unitune calibrate` can learn"
 
 
 def check_of_warm_start(name: str, value: str, own: str, prefix: str) -> None:

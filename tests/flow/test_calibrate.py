@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.flow.test_compare import picture
+from tuner_svc.base_model import load
 from tuner_svc.model_folder import read_preset
 from unitune_client import Client
 from unitune_client.cli.calibration import kept_db
@@ -83,3 +84,39 @@ def test_what_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
         refused = calibrate(str(photo), *FEW, *words)
         assert refused.exit_code == 2, refused.output
         assert complaint in refused.output
+
+
+def test_a_warm_start_is_learned_and_applied(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a photo, in two rounds, into the base model's folder, which tells it; an edit needs its updates alone."""
+    folder, out, photo = shutil.copytree(tiny_model, tmp_path / "model"), tmp_path / "out", tmp_path / "photo.png"
+    photo.write_bytes(picture())
+    (folder / "unitune_preset.json").write_text(json.dumps({"mode": "full", "batch": 1}))
+    monkeypatch.setenv("UNITUNE_HOME", str(tmp_path / "home"))
+    words = ["--warm-start", "--base-model", str(folder), "-o", str(out), "--rounds", "2", "--updates", "3", "--apply"]
+
+    done = calibrate(str(photo), *words)
+
+    assert done.exit_code == 0, done.output
+    assert "learning the warm start: 2/2" in done.output and not list(out.glob("*.checkpoint"))
+    start = load(folder).warm_start
+    assert start is not None and start.settings.updates == 3
+    again = calibrate(str(photo), *words)
+    assert again.exit_code == 2 and "a warm start is there already" in again.output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--warm-start", "--prompt", "x"], "give no --prompt"),
+        (["--warm-start", "--address", "localhost:1"], "leave --address out"),
+        (["--warm-start", "--apply"], "the embedded model keeps its preset"),
+        (["--rounds", "3", "--prompt", "x"], "it needs --warm-start"),
+        ([], "describe the edited picture"),
+    ],
+)
+def test_what_a_warm_start_does_not_go_with_is_refused(words: list[str], told: str, tmp_path: Path) -> None:
+    """At once, by the option."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(picture())
+    done = calibrate(str(photo), *words)
+    assert done.exit_code != 0 and told in f"{done.output}{done.exception}"

@@ -24,6 +24,7 @@ from unitune_client.cli.outputs import Outputs, folder_of, give_name, unfinished
 from unitune_client.cli.path_option import PathOption
 from unitune_client.cli.photo_files import read_photo
 from unitune_client.cli.sheet import SheetEdit, comparison_sheet, sheet_file
+from unitune_client.cli.warm_start import learn_warm_start
 from unitune_client.local.home import Home
 from unitune_client.local.machine import PRESET_FILE, base_model_folder, embedded_base_model
 
@@ -39,6 +40,7 @@ Examples:
   unitune calibrate cat.jpg --prompt "a cat in the snow" --prompt "a dog" --base-model ~/models/my-model
   unitune calibrate a.jpg b.jpg --prompt "a pencil drawing" --minutes 240 --base-model ~/models/my-model --apply
   unitune calibrate cat.png --prompt "a dog" --updates 64 --updates 128 --learning-rate 1e-4
+  unitune calibrate photos/*.jpg --warm-start --base-model ~/models/my-model --apply
 """
 
 
@@ -48,10 +50,15 @@ Examples:
     "--prompt",
     "prompts",
     multiple=True,
-    required=True,
     metavar="TEXT",
     help="Describes the edited picture of every PHOTO; may be repeated. Several tell more than one.",
 )
+@click.option(
+    "--warm-start",
+    is_flag=True,
+    help="Learn the base model's warm start from PHOTOs instead, from which tunings need a quarter of the updates.",
+)
+@click.option("--rounds", type=Between(1, 100_000), help="Of --warm-start; more are better.  [default: 150]")
 @click.option(
     "--minutes",
     type=Between(0.0, 100_000.0, above_low=True),
@@ -72,6 +79,8 @@ Examples:
 def calibrate_command(
     photos: tuple[str, ...],
     prompts: tuple[str, ...],
+    warm_start: bool,
+    rounds: int | None,
     minutes: float,
     updates: tuple[int, ...],
     learning_rate: tuple[float, ...],
@@ -100,7 +109,30 @@ def calibrate_command(
     OUT gets a sheet for each PHOTO, calibration.json with every figure, and unitune_preset.json. That file counts once
     it is in the base model's folder (--apply). Tunings that exist are used, so a command that was interrupted goes on
     where it was.
+
+    With --warm-start it does something else: it tunes on one PHOTO after the other, and keeps what these tunings have
+    in common as the folder OUT/warm_start. With that in its folder a base model's tunings begin there. A large model
+    needs a GPU for it (UNITUNE_DEVICE); 50 PHOTOs or more are good.
     """
+    if warm_start:
+        folder = preset_folder(base_model)
+        if address:
+            raise InvalidField("--warm-start", "given", "leave --address out: it is learned on this machine")
+        if prompts or len(updates) > 1 or len(learning_rate) > 1:
+            raise InvalidField(
+                "--warm-start", "given", "give no --prompt, and one --updates and --learning-rate at most"
+            )
+        if apply:
+            check_apply(folder)
+        for photo in photos:
+            read_photo(photo)
+        with display(as_json) as show:
+            one_of = (next(iter(updates), None), next(iter(learning_rate), None), rounds)
+            learn_warm_start(photos, folder, output, *one_of, show, overwrite=overwrite, apply=apply)
+        return
+    if not prompts or rounds is not None:
+        name, remedy = ("--rounds", "it needs --warm-start") if prompts else ("--prompt", "describe the edited picture")
+        raise InvalidField(name, "given" if prompts else "not given", remedy)
     data = [read_photo(photo) for photo in photos]
     folder = None if address else preset_folder(base_model)
     if apply:
