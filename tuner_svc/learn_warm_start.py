@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--updates", type=int, default=UPDATES, help="of each tuning")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE, help="of these updates")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     model = load(options.base_model, options.device)

@@ -112,10 +112,10 @@ def calibrate_command(
 
     With --warm-start it does something else: it tunes on one PHOTO after the other, and keeps what these tunings have
     in common as the folder OUT/warm_start. With that in its folder a base model's tunings begin there. A large model
-    needs a GPU for it (UNITUNE_DEVICE); 50 PHOTOs or more are good.
+    needs a GPU for it, which is used where there is one; 50 PHOTOs or more are good.
     """
     if warm_start:
-        folder = preset_folder(base_model)
+        model = preset_folder(base_model)
         if address:
             raise InvalidField("--warm-start", "given", "leave --address out: it is learned on this machine")
         if prompts or len(updates) > 1 or len(learning_rate) > 1:
@@ -123,12 +123,12 @@ def calibrate_command(
                 "--warm-start", "given", "give no --prompt, and one --updates and --learning-rate at most"
             )
         if apply:
-            check_apply(folder)
+            check_apply(model)
         for photo in photos:
             read_photo(photo)
         with display(as_json) as show:
             one_of = (next(iter(updates), None), next(iter(learning_rate), None), rounds)
-            learn_warm_start(photos, folder, output, *one_of, show, overwrite=overwrite, apply=apply)
+            learn_warm_start(photos, model, output, *one_of, show, overwrite=overwrite, apply=apply)
         return
     if not prompts or rounds is not None:
         name, remedy = ("--rounds", "it needs --warm-start") if prompts else ("--prompt", "describe the edited picture")
