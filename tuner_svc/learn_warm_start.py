@@ -112,7 +112,7 @@ def learn_round(model: BaseModel, learning: Learning, pictures: Sequence[np.ndar
     moments: dict[str, list[Tensor]] = {}
     losses: list[float] = []
     for number, picture in enumerate(pictures):
-        config = TuningConfig(**start.defaults(), seed=learning.rounds * len(pictures) + number)
+        config = TuningConfig(**start.settings.defaults(), seed=learning.rounds * len(pictures) + number)
         tracker = ProgressTracker(config.updates, lambda progress: None, lambda: False)
         with torch.enable_grad():
             chosen, optimizer = bound(begun, model.encode_image(picture), config, tracker)

@@ -514,7 +514,7 @@ def _first_defaults(model: BaseModel) -> tuning_pb2.TuningConfig:
     defaults = _defaults(model.preset, TUNING_METHODS[0])
     if model.warm_start is None:
         return defaults
-    own = model.warm_start.defaults()
+    own = model.warm_start.settings.defaults()
     return put_words(defaults, own)
 
 

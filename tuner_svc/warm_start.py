@@ -49,6 +49,12 @@ class WarmStartSettings:
     rare_tokens: str
     steps: int
 
+    def defaults(self) -> dict[str, Any]:
+        """The options of tunings that begin with it, by name."""
+        own = asdict(self)
+        del own["steps"]
+        return {**own, "warm_start": True}
+
 
 @dataclass(frozen=True)
 class WarmStart:
@@ -58,12 +64,6 @@ class WarmStart:
     change: Mapping[str, NDArray[Any]]  # parts, as unitune.codecs stores them
     moments: Mapping[str, Sequence[NDArray[np.float32]]]  # by tensor, a vector for each of its axes; empty: not known
     codec: str = CODEC
-
-    def defaults(self) -> dict[str, Any]:
-        """The options of tunings that begin with it, by name."""
-        own = asdict(self.settings)
-        del own["steps"]
-        return {**own, "warm_start": True}
 
     def check(self, config: TuningConfig) -> None:
         """Raises InvalidField unless it is for such tunings."""
@@ -99,7 +99,8 @@ def read_warm_start(folder: Path, unet: UNet2DConditionModel) -> WarmStart | Non
     place = folder / WARM_START_FOLDER
     if not place.is_dir():
         return None
-    settings = _read_settings(place / WARM_START_SETTINGS)
+    settings = read_settings(folder)
+    assert settings is not None, "its folder is there"
     path = place / WARM_START_WEIGHTS
     try:
         stored = load_file(path)
@@ -125,8 +126,11 @@ def read_warm_start(folder: Path, unet: UNet2DConditionModel) -> WarmStart | Non
     return WarmStart(settings, change, moments)
 
 
-def _read_settings(path: Path) -> WarmStartSettings:
-    """Raises UnusableBaseModel naming the setting that is wrong."""
+def read_settings(folder: Path) -> WarmStartSettings | None:
+    """Of a base model's folder, if it has a warm start. Raises UnusableBaseModel naming the setting that is wrong."""
+    path = folder / WARM_START_FOLDER / WARM_START_SETTINGS
+    if not path.parent.is_dir():
+        return None
     given = read_object(path)
     for field in fields(WarmStartSettings):
         value = given.get(field.name)

@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from bench.editbench.cases import Case
 from tuner_svc.tuning_config import TuningConfig
+from tuner_svc.warm_start import read_settings
 from unitune.base_model import Preset
 from unitune.choices import BOUND_TO_NULL_TEXT, EDIT_METHODS, PROMPT_TO_PROMPT, TUNING_METHODS
 from unitune.prompts import with_rare_tokens, with_words_before, with_words_instead
@@ -40,6 +42,8 @@ class Setting:
         own = {name: value for name, value in asdict(self).items() if name == "tuning" or value is not None}
         if self.tuning is not None:  # what no method here reads; results of before it was there keep their names
             own["tuning"] = {name: value for name, value in own["tuning"].items() if name not in BOUND_TO_NULL_TEXT}
+            if not self.tuning.warm_start:
+                del own["tuning"]["warm_start"]
         what = [base_model, case, {**own, "name": ""}]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -110,3 +114,11 @@ def automatic_points(preset: Preset) -> list[Setting]:
         )
         for strength, guidance in preset.automatic_points
     ]
+
+
+def from_warm_start(setting: Setting, base_model: Path) -> Setting:
+    """The same from the base model's warm start, with the updates of that. Raises ValueError where there is none."""
+    found = read_settings(base_model)
+    if found is None or setting.tuning is None:
+        raise ValueError(f"{base_model} has no warm start, or {setting.name} does not tune")
+    return setting.at(f"{setting.name}, warm start", tuning=replace(setting.tuning, **found.defaults()))

@@ -65,7 +65,7 @@ def sized(model: BaseModel) -> Callable[[int], np.ndarray]:
 def from_warm_start(model: BaseModel, **changes: object) -> TuningConfig:
     """A tuning's config at its defaults."""
     assert model.warm_start is not None
-    return TuningConfig(**{**model.warm_start.defaults(), **changes})  # type: ignore[arg-type]
+    return TuningConfig(**{**model.warm_start.settings.defaults(), **changes})  # type: ignore[arg-type]
 
 
 def test_second_moments_of_matrices_come_back_and_of_kernels_their_means(learned: Learning) -> None:
