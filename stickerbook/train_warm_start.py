@@ -2,7 +2,7 @@
 
     nohup python -m stickerbook.train_warm_start --out out/warm_start &
 
-It is what `unitune calibrate --warm-start` does with a user's photographs. About 20 minutes on two cores; interrupt it
+It is what `unitune calibrate --warm-start` does with a user's photographs. About 25 minutes on two cores; interrupt it
 at will: the same command goes on. No scene is one of EditBench's, which training never draws.
 """
 

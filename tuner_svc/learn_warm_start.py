@@ -30,15 +30,18 @@ from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable_parameters
 from tuner_svc.tuning_config import TuningConfig
-from tuner_svc.warm_start import CODEC, WARM_START_MODES, WarmStart, WarmStartSettings
+from tuner_svc.warm_start import CODEC, STEP, WARM_START_MODES, WarmStart, WarmStartSettings
 from unitune import images
-from unitune.codecs import encode
+from unitune.codecs import encode_coarse
 from unitune.images import Pixels
 
-ROUNDS = 150
+ROUNDS = 180
 PICTURES = 2  # in a round
 FIRST_SHARE, LAST_SHARE = 0.5, 0.03  # of the way to the tuned weights, in the first round and in the last
 UPDATES, LEARNING_RATE = 32, 3e-4  # of each tuning: a quarter of the paper's updates, each three times as large
+    32,
+    3e-4,
+)  # of each tuning: a quarter of the paper's updates, each two and a half times as large
 CHECKPOINT = "warm_start.checkpoint"
 CHECKPOINT_S = 60.0  # between two checkpoints
 INFO = "unitune"  # the metadata's name, as JSON
@@ -72,10 +75,10 @@ class Learning:
         return WarmStart(self.settings, weights, moments, codec="none")
 
     def stored(self, model: BaseModel) -> WarmStart:
-        """It as a folder holds it: the change in two bits a value."""
+        """It as a folder holds it."""
         exact = self.start()
         base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items() if name in exact.change}
-        return replace(exact, change=encode(exact.change, base, CODEC), codec=CODEC)
+        return replace(exact, change=encode_coarse(exact.change, base, STEP), codec=CODEC)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""

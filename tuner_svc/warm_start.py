@@ -5,6 +5,7 @@ learned once for a base model (tuner_svc.learn_warm_start), and lies in its fold
 weights, with the means of the optimizer's second moments, without which its first steps would be too large.
 """
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from tuner_svc.adafactor import Adafactor
@@ -32,7 +33,8 @@ from unitune.codecs import DecodedTensors, tensor_names
 from unitune.errors import DataLoss, InvalidField
 from unitune.tuning_check import BOUND_TO_WARM_START, check_of_warm_start
 
-CODEC = "sign"  # of the change
+CODEC = "int4"  # of the change; coarse, and compressed with the whole file
+STEP = 0.85  # of encode_coarse
 WARM_START_MODES = ("full", "attn_out")  # in which the weights themselves are tuned
 _CHANGE, _MOMENTS = "change.", "moments."  # begin the names in the file
 
@@ -87,10 +89,12 @@ class WarmStart:
         """Write it into a base model's folder, whose digest then is another."""
         place = folder / WARM_START_FOLDER
         place.mkdir(exist_ok=True)
-        tensors = {f"{_CHANGE}{name}": part for name, part in self.change.items()}
+        tensors = {f"{_CHANGE}{name}": torch.from_numpy(part) for name, part in self.change.items()}
         for name, means in self.moments.items():
-            tensors |= {f"{_MOMENTS}{name}.{axis}": mean for axis, mean in enumerate(means)}
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, place / WARM_START_WEIGHTS)
+            kept = [torch.from_numpy(mean).bfloat16() for mean in means]  # fp16 has no numbers as small
+            tensors |= {f"{_MOMENTS}{name}.{axis}": mean for axis, mean in enumerate(kept)}
+        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        (place / WARM_START_WEIGHTS).write_bytes(gzip.compress(data, mtime=0))  # equal contents are equal files
         (place / WARM_START_SETTINGS).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
 
 
@@ -103,15 +107,15 @@ def read_warm_start(folder: Path, unet: UNet2DConditionModel) -> WarmStart | Non
     assert settings is not None, "its folder is there"
     path = place / WARM_START_WEIGHTS
     try:
-        stored = load_file(path)
-    except Exception as error:  # safetensors' own
+        stored = load(gzip.decompress(path.read_bytes()))
+    except Exception as error:  # gzip, zlib and safetensors have their own
         raise UnusableBaseModel(f"{path} cannot be loaded: {error}") from error
-    change = {name.removeprefix(_CHANGE): part for name, part in stored.items() if name.startswith(_CHANGE)}
+    change = {name.removeprefix(_CHANGE): part.numpy() for name, part in stored.items() if name.startswith(_CHANGE)}
     moments: dict[str, list[NDArray[np.float32]]] = {}
     base = trainable_parameters(unet, settings.mode)
     for name, tensor in base.items():
         names = [f"{_MOMENTS}{name}.{axis}" for axis in range(max(tensor.dim(), 1))]
-        moments[name] = [stored[one] for one in names if one in stored]
+        moments[name] = [stored[one].float().numpy() for one in names if one in stored]
         if [len(mean) for mean in moments[name]] != list(tensor.shape or (1,)):
             raise UnusableBaseModel(f"{path} does not fit the base model: second moments of {name}")
     if foreign := tensor_names(change) - base.keys():

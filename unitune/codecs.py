@@ -70,6 +70,28 @@ def encode(
     return {f"{name}#{part}" if part else name: array for name, parts in forms.items() for part, array in parts.items()}
 
 
+def encode_coarse(tensors: Mapping[str, NDArray], base: Mapping[str, NDArray], step: float) -> dict[str, NDArray]:
+    """Like `encode` with `int4`, but rounded to multiples of `step` root mean squares of a row. `decode` takes it.
+
+    Most values then are among a few, so that a compressor makes less of them: about 2.5 bits of each at a step of 0.85,
+    where the error is 6 % of the change, in squares.
+    """
+    stored: dict[str, NDArray] = {}
+    for name, tensor in tensors.items():
+        delta = np.subtract(tensor, base[name], dtype=np.float32)
+        if not delta.any():
+            continue
+        if delta.ndim < 2:
+            stored[name] = _fp16(delta)
+            continue
+        rows = delta.reshape(len(delta), -1)
+        scale = (step * np.sqrt(np.square(rows, dtype=np.float64).mean(axis=1))).astype(np.float32)
+        steps = np.divide(rows, scale[:, None], out=np.zeros_like(rows), where=scale[:, None] > 0)
+        values = np.rint(steps).clip(-7, 7).astype(np.int8)
+        stored |= {f"{name}#int4": _packed_nibbles(values), f"{name}#scale": scale}
+    return stored
+
+
 def decode(stored: Mapping[str, NDArray], base: Mapping[str, NDArray], codec: str) -> dict[str, NDArray]:
     """The tuned tensors, fp32, that were changed.
 

@@ -58,7 +58,7 @@ Examples:
     is_flag=True,
     help="Learn the base model's warm start from PHOTOs instead, from which tunings need a quarter of the updates.",
 )
-@click.option("--rounds", type=Between(1, 100_000), help="Of --warm-start; more are better.  [default: 150]")
+@click.option("--rounds", type=Between(1, 100_000), help="Of --warm-start; more are better.  [default: 180]")
 @click.option(
     "--minutes",
     type=Between(0.0, 100_000.0, above_low=True),
