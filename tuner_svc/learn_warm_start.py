@@ -39,9 +39,6 @@ ROUNDS = 180
 PICTURES = 2  # in a round
 FIRST_SHARE, LAST_SHARE = 0.5, 0.03  # of the way to the tuned weights, in the first round and in the last
 UPDATES, LEARNING_RATE = 32, 3e-4  # of each tuning: a quarter of the paper's updates, each three times as large
-    32,
-    3e-4,
-)  # of each tuning: a quarter of the paper's updates, each two and a half times as large
 CHECKPOINT = "warm_start.checkpoint"
 CHECKPOINT_S = 60.0  # between two checkpoints
 INFO = "unitune"  # the metadata's name, as JSON
