@@ -24,7 +24,7 @@ from bench.editbench.cases import Picture, load
 from bench.editbench.grid import settings_around
 from bench.editbench.results import Result, by_setting
 from bench.editbench.run import engine_folder, open_clip_filter, run
-from bench.editbench.settings import automatic_points, setting_of
+from bench.editbench.settings import automatic_points, from_warm_start, setting_of
 from bench.editbench.statements import same_as_sdedit, statements
 from bench.inputs import MODEL
 from stickerbook.commit import commit
@@ -53,8 +53,9 @@ def main() -> None:
     names = options.methods or ("unitune", *(name for name in EDIT_METHODS if name in preset.methods))
     others = [setting_of(preset, name) for name in names if name not in ("unitune", "sdedit")]
     pictures = load("test", quick=options.quick)[: options.pictures]
-    points = automatic_points(preset)
-    everywhere = [*methods, *points]
+    warm = from_warm_start(methods[0], MODEL)
+    points = [point.at(point.name, tuning=warm.tuning) for point in automatic_points(preset)]  # as they are shipped
+    everywhere = [*methods, warm, *points]
     varied = [*same_as_sdedit(methods[0]), *settings_around(methods[0], quick=options.quick or options.no_grid)]
     few = load("test", quick=True)[: options.pictures]
     found = run(MODEL, few, [*everywhere, *dict.fromkeys(varied)], options.out, "pictures with all settings")
@@ -70,7 +71,7 @@ def main() -> None:
     of_points = [results[point.name] for point in points]
     results["automatic"] = chosen_by_clip_filter(clip_filter, cases, of_points, options.out)
     best = mean_of_best(of_points)
-    rows = {name: report.method_row(results[name]) for name in ("unitune", "automatic", "sdedit")}
+    rows = {name: report.method_row(results[name]) for name in ("unitune", warm.name, "automatic", "sdedit")}
     stated = statements(results, methods[0], options.out)
     compared = on_same_cases({**results, **by_setting(of_rivals)}, ["unitune", *names], for_rivals)
     beside = rivals.beside_papers(compared)
@@ -78,9 +79,9 @@ def main() -> None:
         "commit": commit(),
         "cases": len(results["unitune"]),
         "pictures": len(pictures),
-        "settings": {method.name: asdict(method) for method in (*methods, *others)},
+        "settings": {method.name: asdict(method) for method in (*methods, warm, *others)},
         "methods": rows,
-        "preference_over_sdedit": report.preferences(results),
+        "preference_over_sdedit": {name: report.preferences(results, name) for name in ("unitune", warm.name)},
         "automatic": {"points": [asdict(point) for point in points], "success_of_best_point": best},
         "statements": stated,
         "rivals": {
@@ -104,6 +105,8 @@ def main() -> None:
         drawings.fidelity_against_alignment(results, methods[0], options.out / "fidelity-against-alignment.png")
     print(report.table(rows, stated))
     subset = f"the same {len(compared['unitune'])} cases of {len(for_rivals)} pictures of the quick subset"
+    wins = written["preference_over_sdedit"][warm.name]["all"]  # type: ignore[index]
+    print(f"\n{warm.name}: preferred over SDEdit in {report.percent(wins)}")
     print(f"\n{rivals.table(rivals.rows(compared), beside, subset)}")
     share = best and rows["automatic"]["success"]["mean"] / best  # type: ignore[index]
     print(f"\nautomatic settings reach {share:.0%} of what the best point of each case would ({best:.1%} right)")

@@ -29,9 +29,9 @@ def method_row(results: Sequence[Result]) -> dict[str, object]:
     return row
 
 
-def preferences(results: Mapping[str, Sequence[Result]]) -> dict[str, object]:
-    """UniTune over SDEdit."""
-    return {name: plain(wins) for name, wins in preference(results["unitune"], results["sdedit"]).items()}
+def preferences(results: Mapping[str, Sequence[Result]], setting: str) -> dict[str, object]:
+    """A setting's over SDEdit."""
+    return {name: plain(wins) for name, wins in preference(results[setting], results["sdedit"]).items()}
 
 
 def table(methods: Mapping[str, Mapping[str, object]], statements: Sequence[Mapping[str, object]]) -> str:

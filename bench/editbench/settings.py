@@ -121,4 +121,4 @@ def from_warm_start(setting: Setting, base_model: Path) -> Setting:
     found = read_settings(base_model)
     if found is None or setting.tuning is None:
         raise ValueError(f"{base_model} has no warm start, or {setting.name} does not tune")
-    return setting.at(f"{setting.name}, warm start", tuning=replace(setting.tuning, **found.defaults()))
+    return setting.at("warm_start", tuning=replace(setting.tuning, **found.defaults()))

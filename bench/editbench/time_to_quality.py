@@ -63,7 +63,7 @@ def main() -> None:
 def with_updates(setting: Setting, updates: int) -> Setting:
     """The same with another number of updates."""
     assert setting.tuning is not None
-    return setting.at(f"{setting.name} {updates}", tuning=replace(setting.tuning, updates=updates))
+    return setting.at(f"{setting.name}, {updates}", tuning=replace(setting.tuning, updates=updates))
 
 
 def row(start: str, setting: Setting, results: Sequence[Result]) -> str:
