@@ -342,17 +342,19 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         if model.clip_filter is None or not (config.automatic or config.HasField("clip_filter")):
             sample(wanted, tools, on_event)
             return
-        edit = PreparedEdit(wanted, tools)
+        # Attempts are chosen among before super-resolution, which takes longer than they do.
+        edit = PreparedEdit(wanted, replace(tools, super_resolution=()))
         resamples = config.clip_filter.resamples if config.clip_filter.HasField("resamples") else DEFAULT_RESAMPLES
         attempts = attempts_of(wanted, model.clip_filter, is_automatic=config.automatic, resamples=resamples)
         sample_filtered(
-            lambda attempt, on_event: sample(attempt, tools, on_event, edit),
+            lambda attempt, on_event: sample(attempt, edit.tools, on_event, edit),
             model.clip_filter,
             edit.picture,
             without(request.prompt, words),
             attempts,
             on_event,
             tries_all=config.automatic,
+            finish=(lambda chosen, on_event: sample(chosen, tools, on_event)) if large else None,
         )
 
     def _checked(self, result: EditedImage | ScoredImage) -> EditedImage | ScoredImage:

@@ -49,6 +49,7 @@ class BestPictures:
         self._clip_filter, self._tries_all = clip_filter, tries_all
         self._score = clip_filter.scorer(base_image, prompt)
         self._best: dict[int, ScoredImage] = {}
+        self._attempts: dict[int, tuple[int, Request]] = {}  # of the best ones: number, from 1, and request
         self._seconds = np.zeros(4)
 
     def open_seeds(self, seeds: int) -> list[int]:
@@ -59,12 +60,24 @@ class BestPictures:
             if self._tries_all or index not in self._best or not self._best[index].passed
         ]
 
-    def take(self, image: EditedImage, attempt: Request) -> None:
-        """Keep a picture if it is the best of its seed so far; `image.index` counts all seeds."""
+    def take(self, image: EditedImage, attempt: Request, number: int) -> None:
+        """Keep a picture of an attempt, which has this number, if it is the best of its seed so far; `image.index`
+        counts all seeds."""
         scores = self._score(images.decode(image.png, max_bytes=None))
         found = ScoredImage(image, scores, self._clip_filter.passes(scores), attempt.strength, attempt.guidance_scale)
         if image.index not in self._best or self._value(found) > self._value(self._best[image.index]):
-            self._best[image.index] = found
+            self._best[image.index], self._attempts[image.index] = found, (number, attempt)
+
+    def chosen(self) -> list[tuple[int, int, Request]]:
+        """Of the best picture of each seed: the seed's index, the attempt's number, and the request for it alone."""
+        found = [(index, *self._attempts[index]) for index in sorted(self._best)]
+        return [
+            (index, number, replace(attempt, seeds=(self._best[index].image.seed,))) for index, number, attempt in found
+        ]
+
+    def finish(self, index: int, image: EditedImage) -> None:
+        """Put a picture in the place of the best one, of which it is the finished form."""
+        self._best[index] = replace(self._best[index], image=image)
 
     def add_seconds(self, done: Done) -> None:
         """Add the seconds of an attempt."""
@@ -89,11 +102,13 @@ def sample_filtered(
     on_event: Callable[[Event | ScoredImage], None],
     *,
     tries_all: bool,
+    finish: Callable[[Request, OnEvent], None] | None = None,
 ) -> None:
     """All attempts, or only until each seed has a picture that passes; then the best picture of each seed.
 
     `base_image` is the whole picture, `prompt` is without rare tokens. `on_event` is called with the steps and warnings
-    of all attempts, then with a ScoredImage for each seed, and with Done at the end. Raises what `sample_once` raises.
+    of all attempts, then with a ScoredImage for each seed, and with Done at the end. What is chosen is sampled again by
+    `finish`, if that is given: with super-resolution, which costs more than an attempt. Raises what these two raise.
     """
     best = BestPictures(clip_filter, base_image, prompt, tries_all=tries_all)
 
@@ -106,7 +121,18 @@ def sample_filtered(
             case Warned():
                 on_event(event)
             case EditedImage():
-                best.take(replace(event, index=open_seeds[event.index]), attempt)
+                best.take(replace(event, index=open_seeds[event.index]), attempt, number)
+            case Done():
+                best.add_seconds(event)
+
+    def finished(number: int, index: int, event: Event) -> None:
+        match event:
+            case Step():
+                on_event(replace(event, attempt=number, attempts=len(attempts)))
+            case Warned():
+                on_event(event)
+            case EditedImage():
+                best.finish(index, replace(event, index=index))
             case Done():
                 best.add_seconds(event)
 
@@ -116,5 +142,8 @@ def sample_filtered(
             break
         wanted = replace(attempt, seeds=tuple(attempt.seeds[index] for index in open_seeds))
         sample_once(wanted, partial(attempted, number, attempt, open_seeds))
+    if finish is not None:
+        for index, number, wanted in best.chosen():
+            finish(wanted, partial(finished, number, index))
     for result in best.results():
         on_event(result)

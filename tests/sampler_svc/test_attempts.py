@@ -57,13 +57,17 @@ class Sampler:
 
 
 def run(
-    sampler: Sampler, attempts: list[Request], *, tries_all: bool = False, clip_filter: BrightnessFilter | None = None
+    sampler: Sampler,
+    attempts: list[Request],
+    *,
+    tries_all: bool = False,
+    clip_filter: BrightnessFilter | None = None,
+    finish: Sampler | None = None,
 ) -> list[Step | ScoredImage | Done]:
     events: list[Step | ScoredImage | Done] = []
     base = images.decode(attempts[0].image)
-    sample_filtered(
-        sampler, clip_filter or BrightnessFilter(), base, "a cat", attempts, events.append, tries_all=tries_all
-    )
+    chooses = clip_filter or BrightnessFilter()
+    sample_filtered(sampler, chooses, base, "a cat", attempts, events.append, tries_all=tries_all, finish=finish)
     return events
 
 
@@ -145,3 +149,23 @@ def test_each_attempt_counts_its_own_steps_and_seconds_add_up():
     assert [step.total for step in steps] == [STEPS] * 2 * STEPS
     assert [(step.attempt, step.attempts) for step in steps] == [(1, 2)] * STEPS + [(2, 2)] * STEPS
     assert events[-1] == Done(2.0, 4.0, 6.0)
+
+
+def test_only_what_is_chosen_is_enlarged():
+    """Attempts are made without super-resolution; then the best one of each seed is sampled again with it, at its own
+    settings, and is the answer with the scores that it was chosen by."""
+    sampler = Sampler(lambda wanted, seed: 0.9 if (wanted.strength == 0.85) == (seed == 1) else 0.2)
+    larger = Sampler(lambda _, __: 0.7)
+    attempts = attempts_of(request(1, 2), BrightnessFilter(), is_automatic=True, resamples=0)
+    events = run(sampler, attempts, tries_all=True, finish=larger)
+    found = [event for event in events if isinstance(event, ScoredImage)]
+
+    assert [(wanted.seeds, wanted.strength) for wanted in larger.asked] == [((1,), 0.85), ((2,), 0.7)]
+    assert [(one.image.index, one.image.seed, one.image.png) for one in found] == [
+        (0, 1, picture(0.7)),
+        (1, 2, picture(0.7)),
+    ]
+    assert all(one.scores.prompt == pytest.approx(0.9, abs=0.01) for one in found)
+    assert events[-1] == Done(5.0, 10.0, 15.0)
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [step.attempt for step in steps[-2 * STEPS :]] == [2] * STEPS + [1] * STEPS
