@@ -1,6 +1,7 @@
 """What super-resolution adds: figures on held-out scenes, and a sheet of edits with their ground truth.
 
     python -m stickerbook.cascade                                    # figures of each stage, no services
+    python -m stickerbook.cascade --tuned 12                         # what tuning a stage on the picture adds
     python -m stickerbook.cascade --speed                            # seconds and memory of each stage on the CPU
     python -m stickerbook.cascade --sheet docs/methods/cascade.png   # edits through the services, and no figures
 
@@ -15,6 +16,7 @@ import argparse
 import io
 import multiprocessing
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,11 @@ from stickerbook.train_super_resolution import (
     super_resolution_unet,
 )
 from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
+from tuner_svc.adafactor import Adafactor
+from tuner_svc.base_model import load
+from tuner_svc.progress_tracker import ProgressTracker
+from tuner_svc.super_resolution import enlarged_by, pair_of, tune_stage
+from tuner_svc.tuning_config import TuningConfig
 from unitune import images
 from unitune_client import Client, EditOptions
 from unitune_client.local.services import LocalServices
@@ -116,6 +123,38 @@ def measure_second(model: Path, scenes: int) -> None:
         figures.tell(f"noise level {level:3}, {steps} steps", large)
 
 
+def measure_tuned(folder: Path, scenes: int) -> None:
+    """Print how near the stages come to a held-out picture's own detail, as they are and tuned on it (UPDATES each).
+
+    Each enlarges the autoencoder's round trip of the picture, or the first stage's result of that.
+    """
+    model = load(folder)
+    gains: dict[str, list[tuple[float, float]]] = {stage.spec.name: [] for stage in model.super_resolution}
+    for seed in range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + scenes):
+        scene, config = draw_scene(seed, "held_out"), TuningConfig.from_preset(model.preset)
+        config = replace(config, **{f"{name}_updates": UPDATES for name in gains})
+        contexts = [model.encode_prompt(f"{words}{caption(scene)}") for words in ("", f"{config.rare_tokens} ")]
+        bound = model.encode_prompt(config.rare_tokens)
+        latent = model.encode_image(images.to_model(render(scene), model.image_side))
+        with torch.no_grad():
+            small = [model.image_decoder(latent)] * 2
+        tracker = ProgressTracker(UPDATES * len(gains), lambda progress: None, lambda: False)
+        for stage in model.super_resolution:
+            truth = torch.from_numpy(images.to_model(render(scene, stage.spec.side[0]), stage.spec.side))
+            tuned = tune_stage(model, stage, pair_of(stage.spec, truth, small[1]), bound, config, tracker, Adafactor)
+            small = [
+                enlarged_by(stage, image, context, tensors, seed=0)
+                for image, context, tensors in zip(small, contexts, ({}, tuned), strict=True)
+            ]
+            plain, own = (float(psnr_of(image, truth)[0]) for image in small)
+            gains[stage.spec.name].append((plain, own))
+            print(f"{caption(scene)}, {stage.spec.name}: {plain:.2f} dB, tuned {own:.2f} dB", flush=True)
+    for name, pairs in gains.items():
+        plain, own = np.mean(pairs, axis=0)
+        better = np.mean([after > before for before, after in pairs])
+        print(f"{name}, {scenes} scenes: {plain:.2f} dB, tuned {own:.2f} dB; better in {better:.0%}")
+
+
 def speed(model: Path) -> None:
     """Print the seconds and the peak of memory of each stage in ONNX Runtime, of one picture and one step."""
     engine = LocalServices(str(model), log=say).build()
@@ -172,12 +211,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--scenes", type=int, default=240)
     parser.add_argument("--large-scenes", type=int, default=24, help="of the second stage")
+    parser.add_argument("--tuned", type=int, metavar="SCENES", help="compare stages that are tuned on these, too")
     parser.add_argument("--speed", action="store_true", help="measure seconds and memory instead")
     parser.add_argument("--sheet", type=Path, metavar="PNG")
     parser.add_argument("--cases", type=int, default=2, help="of the demo's pictures, for the sheet")
     options = parser.parse_args()
     if options.speed:
         speed(options.model)
+    elif options.tuned:
+        measure_tuned(options.model, options.tuned)
     elif options.sheet is None:
         measure(options.model, options.scenes)
         if (options.model / second_stage.FOLDER).is_dir():

@@ -95,10 +95,12 @@ def tune_stage(
     generator = torch.Generator().manual_seed(config.seed)
     chosen = trainable(resolver.unet, "full" if stage.is_local else config.mode, generator)
     parameters = chosen.parameters()
-    optimizer = optimizer_of(parameters, config.learning_rate)
+    # A stage has no warm start, whose updates are larger.
+    learning_rate = model.preset.learning_rate if config.warm_start else config.learning_rate
+    optimizer = optimizer_of(parameters, learning_rate)
     noising = Noising(stage.schedule, model.device)
     state = StageState(parameters, optimizer, [generator])
-    for _ in tracker.updates(config.stage_updates(stage.name), config.learning_rate, state=state):
+    for _ in tracker.updates(config.stage_updates(stage.name), learning_rate, state=state):
         seen = pair.crop(stage, generator) if stage.is_local else pair
         draws = draw(config.batch, seen.large, noising.num_timesteps, generator)
         shown = draw(config.batch, seen.low, noising.num_timesteps, generator)
