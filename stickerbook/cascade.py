@@ -132,7 +132,7 @@ def measure_tuned(folder: Path, scenes: int) -> None:
     gains: dict[str, list[tuple[float, float]]] = {stage.spec.name: [] for stage in model.super_resolution}
     for seed in range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + scenes):
         scene, config = draw_scene(seed, "held_out"), TuningConfig.from_preset(model.preset)
-        config = replace(config, **{f"{name}_updates": UPDATES for name in gains})
+        config = replace(config, **{f"{name}_updates": UPDATES for name in gains})  # type: ignore[arg-type]
         contexts = [model.encode_prompt(f"{words}{caption(scene)}") for words in ("", f"{config.rare_tokens} ")]
         bound = model.encode_prompt(config.rare_tokens)
         latent = model.encode_image(images.to_model(render(scene), model.image_side))
