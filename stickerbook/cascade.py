@@ -4,6 +4,7 @@
     python -m stickerbook.cascade --tuned 12                         # what tuning a stage on the picture adds
     python -m stickerbook.cascade --speed                            # seconds and memory of each stage on the CPU
     python -m stickerbook.cascade --sheet docs/methods/cascade.png   # edits through the services, and no figures
+    python -m stickerbook.cascade --large-sheet docs/methods/cascade-1024.png   # one edit at 1024 px, its middle
 
 The figures compare enlarged pictures with the same scenes painted at that size: PSNR, structural similarity, and the
 share in which the judge reads the object right. The small pictures are renders after the autoencoder's round trip, as
@@ -59,6 +60,7 @@ TRIED = ((0, 1), (50, 1), (100, 1), (200, 1), (50, 2), (50, 8))  # noise level, 
 TRIED_AT_1024 = ((0, 1), (50, 1), (100, 1))
 BATCH = 24
 UPDATES = 64  # of super-resolution, in the sheet's third column
+CROP = 512  # pixels of a side that the large sheet shows
 STRENGTH, GUIDANCE_SCALE = 0.9, 5.0  # of the sheet's edits
 
 
@@ -206,6 +208,26 @@ def edits(cases: int) -> np.ndarray:
     return contact_sheet(np.stack(rows), 4, enlarge=1)
 
 
+def large_edit() -> np.ndarray:
+    """One edit of a demo picture at the second stage's size, uint8: the middle of the first stage's picture enlarged by
+    Lanczos, of the second stage's, and of the ground truth."""
+    case, side = load_cases()[0], second_stage.SIDE
+    wanted = case.edits[0]
+    file = io.BytesIO()
+    Image.fromarray(render(case.scene)).save(file, "PNG")
+    shown = []
+    with LocalServices(log=say) as services, Client(services.address) as client:
+        tuning = client.tune(file.getvalue())
+        for width in (SIDE, side):
+            options = EditOptions(super_resolution=True, super_resolution_width=width, interpolation=0.0)
+            options |= EditOptions(strength=STRENGTH, guidance_scale=GUIDANCE_SCALE)
+            result = client.edit_to_end(tuning, caption(wanted), **options)
+            shown.append(images.resized(images.decode(result.images[0].png, max_bytes=None), (side, side)))
+    shown.append(render(wanted, side))
+    middle = slice((side - CROP) // 2, (side + CROP) // 2)
+    return np.concatenate([one[side - CROP - CROP // 4 : side - CROP // 4, middle] for one in shown], axis=1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MODEL)
@@ -214,12 +236,15 @@ def main() -> None:
     parser.add_argument("--tuned", type=int, metavar="SCENES", help="compare stages that are tuned on these, too")
     parser.add_argument("--speed", action="store_true", help="measure seconds and memory instead")
     parser.add_argument("--sheet", type=Path, metavar="PNG")
+    parser.add_argument("--large-sheet", type=Path, metavar="PNG")
     parser.add_argument("--cases", type=int, default=2, help="of the demo's pictures, for the sheet")
     options = parser.parse_args()
     if options.speed:
         speed(options.model)
     elif options.tuned:
         measure_tuned(options.model, options.tuned)
+    elif options.large_sheet is not None:
+        Image.fromarray(large_edit()).save(options.large_sheet)
     elif options.sheet is None:
         measure(options.model, options.scenes)
         if (options.model / second_stage.FOLDER).is_dir():
