@@ -9,7 +9,10 @@ import pytest
 
 from unitune_client.local.home import Home
 
-pytestmark = pytest.mark.slow  # real services
+pytestmark = [
+    pytest.mark.slow,  # real services
+    pytest.mark.exhaustive,  # one fault at a time is in test_processes.py and tests/gateway/test_lives.py
+]
 SEED = "1388"  # a store that hangs, a killed database, gateway and tuner, and expired leases, in 12 s
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from bench.fuzz.extremes import extremes
 from tests.configs import tuning_config
 from tests.gateway.conftest import sha256
@@ -16,6 +18,7 @@ __all__ = ["start", "store"]  # fixtures
 OWN = read_by(TUNING, "unitune")
 
 
+@pytest.mark.exhaustive  # tests/gateway/test_fuzz.py has the same fields, and test_service.py what a tuner refuses
 async def test_no_extreme_value_of_an_assignment_is_our_mistake(start: Callable[..., Any]) -> None:
     """Numbers, texts and bytes at their ends, one field at a time: a tuning, or a failure with details (r1, r2)."""
     tuner = await start()
