@@ -35,7 +35,7 @@ def main() -> None:
     checkpoint = options.out / CHECKPOINT
     learning = Learning.begin(model, default_settings(model))
     learning = learn(model, picture_of, learning, options.rounds, checkpoint, Told(options.rounds))
-    learning.stored(model).save(MODEL)
+    learning.stored(model).save(MODEL, MODEL)
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def main() -> None:
     print(f"learning from {len(options.pictures)} pictures with {learning.settings}", file=sys.stderr)
     picture_of = pictures_in(model, options.pictures)
     learning = learn(model, picture_of, learning, options.rounds, options.out / CHECKPOINT, Told(options.rounds))
-    learning.stored(model).save(options.out)
+    learning.stored(model).save(options.out, options.base_model)
     (options.out / CHECKPOINT).unlink()
 
 

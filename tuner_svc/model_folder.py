@@ -203,6 +203,11 @@ def _digest_of(folder: Path, files: Callable[[Path], list[Path]]) -> str:
     return total.hexdigest()
 
 
+def denoiser_digest(folder: Path) -> str:
+    """sha256, hexadecimal, over the names and contents of the UNet's weights. Raises UnusableBaseModel."""
+    return _digest_of(folder, lambda folder: weight_files(folder, "unet", weights_of("unet")))
+
+
 def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
     """The training noise schedule of a part. Raises UnusableBaseModel for a kind that the sampler does not know."""
     from diffusers import DDIMScheduler  # its defaults; PyTorch comes with it, and takes seconds to load

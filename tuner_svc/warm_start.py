@@ -7,6 +7,7 @@ weights, with the means of the optimizer's second moments, without which its fir
 
 import gzip
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from tuner_svc.model_folder import (
     WARM_START_SETTINGS,
     WARM_START_WEIGHTS,
     UnusableBaseModel,
+    denoiser_digest,
     read_object,
 )
 from tuner_svc.trainable import trainable_parameters
@@ -37,6 +39,7 @@ CODEC = "int4"  # of the change; coarse, and compressed with the whole file
 STEP = 0.85  # of encode_coarse
 WARM_START_MODES = ("full", "attn_out")  # in which the weights themselves are tuned
 _CHANGE, _MOMENTS = "change.", "moments."  # begin the names in the file
+_BASE = "denoiser"  # beside the settings: the digest of the weights that it changes
 
 
 @dataclass(frozen=True)
@@ -85,17 +88,22 @@ class WarmStart:
         ]
         optimizer.begin_at(moments, self.settings.steps)
 
-    def save(self, folder: Path) -> None:
-        """Write it into a base model's folder, whose digest then is another."""
+    def save(self, folder: Path, base_model: Path) -> None:
+        """Write it as a folder below `folder`, for the base model in a folder. In that one it changes its digest."""
         place = folder / WARM_START_FOLDER
-        place.mkdir(exist_ok=True)
+        unfinished = place.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         tensors = {f"{_CHANGE}{name}": torch.from_numpy(part) for name, part in self.change.items()}
         for name, means in self.moments.items():
             kept = [torch.from_numpy(mean).bfloat16() for mean in means]  # fp16 has no numbers as small
             tensors |= {f"{_MOMENTS}{name}.{axis}": mean for axis, mean in enumerate(kept)}
         data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        (place / WARM_START_WEIGHTS).write_bytes(gzip.compress(data, mtime=0))  # equal contents are equal files
-        (place / WARM_START_SETTINGS).write_text(json.dumps(asdict(self.settings), indent=2) + "\n")
+        (unfinished / WARM_START_WEIGHTS).write_bytes(gzip.compress(data, mtime=0))  # equal contents are equal files
+        told = {**asdict(self.settings), _BASE: denoiser_digest(base_model)}
+        (unfinished / WARM_START_SETTINGS).write_text(json.dumps(told, indent=2) + "\n")
+        shutil.rmtree(place, ignore_errors=True)
+        unfinished.rename(place)
 
 
 def read_warm_start(folder: Path, unet: UNet2DConditionModel) -> WarmStart | None:
@@ -105,6 +113,9 @@ def read_warm_start(folder: Path, unet: UNet2DConditionModel) -> WarmStart | Non
         return None
     settings = read_settings(folder)
     assert settings is not None, "its folder is there"
+    if read_object(place / WARM_START_SETTINGS)[_BASE] != denoiser_digest(folder):
+        remedy = "learn it anew (unitune calibrate --warm-start), or delete it"
+        raise UnusableBaseModel(f"{place} was learned for other weights of the denoiser: {remedy}")
     path = place / WARM_START_WEIGHTS
     try:
         stored = load(gzip.decompress(path.read_bytes()))
@@ -121,9 +132,8 @@ def read_warm_start(folder: Path, unet: UNet2DConditionModel) -> WarmStart | Non
     if foreign := tensor_names(change) - base.keys():
         raise UnusableBaseModel(f"{path} does not fit the base model: {min(foreign)}")
     try:
-        for name in (
-            decoded := DecodedTensors(change, {name: each.cpu().numpy() for name, each in base.items()}, CODEC)
-        ):
+        decoded = DecodedTensors(change, {name: tensor.cpu().numpy() for name, tensor in base.items()}, CODEC)
+        for name in decoded:
             decoded[name]
     except DataLoss as error:
         raise UnusableBaseModel(f"{path} does not fit the base model: {error.message}") from error
@@ -141,6 +151,8 @@ def read_settings(folder: Path) -> WarmStartSettings | None:
         if type(value) is not field.type and not (field.type is float and type(value) is int):
             wanted = getattr(field.type, "__name__", field.type)
             raise UnusableBaseModel(f"{path}: {field.name} is {value!r}: it must be {wanted}")
+    if type(given.pop(_BASE, None)) is not str:
+        raise UnusableBaseModel(f"{path}: {_BASE} must be the digest of the denoiser that it was learned for")
     if unknown := given.keys() - {field.name for field in fields(WarmStartSettings)}:
         raise UnusableBaseModel(f"{path}: {min(unknown)} is not a setting")
     settings = WarmStartSettings(**given)

@@ -48,7 +48,7 @@ def learned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Learn
 def warm_model(tiny_model: Path, learned: Learning, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base model with that."""
     folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("warm") / "tiny")
-    learned.stored(load(tiny_model)).save(folder)
+    learned.stored(load(tiny_model)).save(folder, folder)
     return folder
 
 
@@ -189,6 +189,8 @@ def test_the_folder_is_another_base_model_with_the_same_graphs(warm_model: Path,
         ("updates", 1.5, "updates is 1.5: it must be int"),
         ("learning_rate", -1.0, "learning_rate"),
         ("colour", 1, "colour is not a setting"),
+        ("denoiser", None, "denoiser must be the digest"),
+        ("denoiser", "a" * 64, "was learned for other weights of the denoiser: learn it anew"),
         ("mode", "attn_out", "does not fit the base model"),
     ],
 )

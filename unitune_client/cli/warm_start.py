@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unitune.errors import InvalidField
 from unitune_client.cli.display import Display
-from unitune_client.cli.outputs import folder_of
+from unitune_client.cli.outputs import folder_of, give_name, unfinished_folder
 from unitune_client.local import programs
 from unitune_client.local.home import Home
 
@@ -58,6 +58,7 @@ def learn_warm_start(
     if not apply:
         show.say(f"it counts once it is in the base model's folder: copy it to {base_model / FOLDER}, or use --apply")
         return
-    shutil.rmtree(base_model / FOLDER, ignore_errors=True)
-    shutil.copytree(made, base_model / FOLDER)
+    with unfinished_folder(base_model) as unfinished:
+        shutil.copytree(made, unfinished / FOLDER)
+        give_name(unfinished / FOLDER, base_model / FOLDER, overwrites=True)
     show.say(f"{base_model / FOLDER} has it now; the next command begins its tunings there")
