@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/warm_start"), help="folder for the checkpoint")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
-    model = load(MODEL)
+    model = load(MODEL, with_warm_start=False)
 
     def picture_of(number: int) -> np.ndarray:
         return images.to_model(render(draw_scene(FIRST_SEED + number)), model.image_side)

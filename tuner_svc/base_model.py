@@ -329,8 +329,10 @@ class BaseModel:
         return self._hidden[side]
 
 
-def load(folder: Path, device: str = "cpu") -> BaseModel:
+def load(folder: Path, device: str = "cpu", *, with_warm_start: bool = True) -> BaseModel:
     """Read a diffusers folder of a Stable Diffusion 1.x, 2.x or XL model into memory. Opens no connection.
+
+    `with_warm_start` is false for what learns a new one, whatever the folder's own is worth.
 
     Raises UnusableBaseModel for anything else.
     """
@@ -377,7 +379,7 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         is_inpainting=unet.config.in_channels != unet.config.out_channels,
         super_resolution=stages,
         fast_lora=read_fast_lora(folder, unet),
-        warm_start=read_warm_start(folder, unet),
+        warm_start=read_warm_start(folder, unet) if with_warm_start else None,
         second_tokenizer=parts.second_tokenizer,
         pooled_width=parts.pooled_width,
         empty_is_zeros=settings.empty_is_zeros,

@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    model = load(options.base_model, options.device)
+    model = load(options.base_model, options.device, with_warm_start=False)
     learning = Learning.begin(model, default_settings(model, options.updates, options.learning_rate))
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"learning from {len(options.pictures)} pictures with {learning.settings}", file=sys.stderr)
