@@ -201,6 +201,7 @@ def test_a_wrong_setting_is_told(warm_model: Path, tmp_path: Path, name: str, va
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     with pytest.raises(UnusableBaseModel, match=told):
         load(folder)
+    assert load(folder, with_warm_start=False).warm_start is None  # a new one can be learned
 
 
 def test_a_missing_or_damaged_file_is_told(warm_model: Path, tmp_path: Path) -> None:
