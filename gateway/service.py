@@ -224,8 +224,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
         return server_pb2.ServerInfo(
             version=__version__,
             base_model=known.base_model if known else None,
-            tuning_defaults=tuner.tuning_defaults if tuner else None,
-            defaults_without_warm_start=_without_warm_start(tuner) if tuner else None,
+            **(_tuning_defaults(tuner) if tuner else {}),
             sampling_defaults=sampler.sampling_defaults if sampler else None,
             limits=self._limits,
             queue=self._gauges.queue,
@@ -233,13 +232,21 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             upstreams=[self._tuners.described(), *self._samplers.described(with_addresses=is_admin)],
             methods=edit_pb2.SamplingConfig.Method.keys()[1:],  # 0 is unset
             schedulers=edit_pb2.SamplingConfig.Scheduler.keys()[1:],
-            method_tuning_defaults=tuner.method_defaults if tuner else (),
             method_sampling_defaults=sampler.method_defaults if sampler else (),
         )
 
 
-def _without_warm_start(tuner: tuner_pb2.TunerInfo) -> tuning_pb2.TuningConfig | None:
-    return tuner.defaults_without_warm_start if tuner.HasField("defaults_without_warm_start") else None
+def _tuning_defaults(tuner: tuner_pb2.TunerInfo) -> dict[str, Any]:
+    """The fields of ServerInfo that say what fills in an unset TuningConfig: from a warm start, if there is one."""
+    if not tuner.HasField("warm_start_defaults"):
+        return {"tuning_defaults": tuner.tuning_defaults, "method_tuning_defaults": tuner.method_defaults}
+    warm = tuner.warm_start_defaults
+    by_method = [warm if one.method == warm.method else one for one in tuner.method_defaults]
+    return {
+        "tuning_defaults": warm,
+        "method_tuning_defaults": by_method,
+        "defaults_without_warm_start": tuner.tuning_defaults,
+    }
 
 
 def _heartbeat() -> tuning_pb2.TuningEvent:

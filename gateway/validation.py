@@ -155,17 +155,18 @@ def tuning_defaults_of(config: TuningConfig, info: TunerInfo, field: str) -> Tun
     defaults = defaults_of(method, info.method_defaults, info.tuning_defaults)
     if not TUNING["warm_start"].is_read_by(method):
         return defaults
-    if not info.HasField("defaults_without_warm_start"):
+    if not info.HasField("warm_start_defaults"):
         if config.warm_start:
             raise InvalidField(f"{field}.warm_start", True, NO_WARM_START)
         return defaults
     says_how = any(TUNING[name].is_set(config) for name in WITHOUT_WARM_START)
     if not (config.warm_start if asked.has("warm_start") else not says_how):
-        return info.defaults_without_warm_start
+        return defaults
+    own = Flat(info.warm_start_defaults)
     for name in BOUND_TO_WARM_START:
         if asked.has(name):
-            check_of_warm_start(name, getattr(asked, name), getattr(Flat(defaults), name), f"{field}.")
-    return defaults
+            check_of_warm_start(name, getattr(asked, name), getattr(own, name), f"{field}.")
+    return info.warm_start_defaults
 
 
 def fill_tuning_config(config: TuningConfig, defaults: TuningConfig) -> TuningConfig:

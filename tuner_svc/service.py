@@ -153,9 +153,9 @@ class TunerService:
         model = self._model
         return TunerInfo(
             base_model=base_model_info(model.spec),
-            tuning_defaults=_first_defaults(model),
-            defaults_without_warm_start=_defaults(model.preset, TUNING_METHODS[0]) if model.warm_start else None,
-            method_defaults=[_first_defaults(model), *(_defaults(model.preset, one) for one in TUNING_METHODS[1:])],
+            tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
+            warm_start_defaults=_warm_start_defaults(model),
+            method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
             version=__version__,
         )
 
@@ -509,13 +509,11 @@ def _model_images(
     return np.concatenate([place.to_model(picture), *(fit(size_of(one), into).to_model(one) for one in further)]), large
 
 
-def _first_defaults(model: BaseModel) -> tuning_pb2.TuningConfig:
-    """The defaults of UniTune: from the base model's warm start, if it has one."""
-    defaults = _defaults(model.preset, TUNING_METHODS[0])
+def _warm_start_defaults(model: BaseModel) -> tuning_pb2.TuningConfig | None:
+    """Those of UniTune from the base model's warm start, if it has one."""
     if model.warm_start is None:
-        return defaults
-    own = model.warm_start.settings.defaults()
-    return put_words(defaults, own)
+        return None
+    return put_words(_defaults(model.preset, TUNING_METHODS[0]), model.warm_start.settings.defaults())
 
 
 def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:

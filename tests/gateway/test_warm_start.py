@@ -32,6 +32,7 @@ async def test_a_server_tells_both_defaults(warm: World) -> None:
     """Those of an unset config, and those that begin at the base model."""
     info = await ServerServiceStub(warm.channel).GetServerInfo(GetServerInfoRequest())
     assert (2, True) == (info.tuning_defaults.updates, info.tuning_defaults.warm_start)
+    assert [one.updates for one in info.method_tuning_defaults if Flat(one).method == "unitune"] == [2]
     assert (5, False) == (info.defaults_without_warm_start.updates, info.defaults_without_warm_start.warm_start)
 
 

@@ -117,10 +117,8 @@ class Tuner:
             base_model=self.base_model, tuning_defaults=TUNING_DEFAULTS, method_defaults=METHOD_DEFAULTS
         )
         if self.warm_start:
-            info.defaults_without_warm_start.CopyFrom(TUNING_DEFAULTS)
-            for defaults in (info.tuning_defaults, *info.method_defaults):
-                if Flat(defaults).method == "unitune":
-                    put_words(defaults, {**self.warm_start, "warm_start": True})
+            info.warm_start_defaults.CopyFrom(TUNING_DEFAULTS)
+            put_words(info.warm_start_defaults, {**self.warm_start, "warm_start": True})
         await pool.Announce(tuner_pb2.AnnounceRequest(info=info), timeout=5)
         request = tuner_pb2.TakeTuningRequest(tuner=self.process, base_model=self.base_model.digest)
         request.wait.FromMilliseconds(200)

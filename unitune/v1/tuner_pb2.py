@@ -30,7 +30,7 @@ from unitune.v1 import server_pb2 as unitune_dot_v1_dot_server__pb2
 from unitune.v1 import tuning_pb2 as unitune_dot_v1_dot_tuning__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/tuner.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\xec\x01\n\tTunerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x02 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12=\n\x1b\x64\x65\x66\x61ults_without_warm_start\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x31\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x0f\n\x07version\x18( \x01(\t\";\n\x0cTunerProcess\x12\x13\n\x05place\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08instance\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"<\n\x0f\x41nnounceRequest\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x15.unitune.v1.TunerInfoB\x04\xe2\x41\x01\x02\"<\n\x10\x41nnounceResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8b\x01\n\x11TakeTuningRequest\x12-\n\x05tuner\x18\x01 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12\x18\n\nbase_model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"@\n\x12TakeTuningResponse\x12*\n\nassignment\x18\x01 \x01(\x0b\x32\x16.unitune.v1.Assignment\"\xd4\x01\n\nAssignment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\t\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\'\n\x06images\x18\x05 \x03(\x0b\x32\x17.unitune.v1.StoredImage\x12\x0c\n\x04path\x18\x06 \x01(\t\x12*\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x16.unitune.v1.Checkpoint\x12\r\n\x05trace\x18\x08 \x01(\t\"9\n\x0bStoredImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\nCheckpoint\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06update\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x02\"\xe0\x03\n\x13ReportTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12-\n\x05tuner\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12.\n\x08progress\x18\x04 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12\x36\n\x05\x61live\x18\x05 \x01(\x0b\x32%.unitune.v1.ReportTuningRequest.AliveH\x00\x12&\n\x04\x64one\x18\x06 \x01(\x0b\x32\x16.unitune.v1.WeightsRefH\x00\x12$\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12=\n\tgive_back\x18\x08 \x01(\x0b\x32(.unitune.v1.ReportTuningRequest.GiveBackH\x00\x12,\n\ncheckpoint\x18\t \x01(\x0b\x32\x16.unitune.v1.CheckpointH\x00\x1a\x36\n\x05\x41live\x12-\n\x04wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x1a\n\n\x08GiveBackB\x08\n\x06report\"\xa0\x01\n\x14ReportTuningResponse\x12\'\n\x05noted\x18\x01 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12(\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12,\n\nlease_lost\x18\x03 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x42\x07\n\x05order2\xf9\x01\n\x10TunerPoolService\x12\x45\n\x08\x41nnounce\x12\x1b.unitune.v1.AnnounceRequest\x1a\x1c.unitune.v1.AnnounceResponse\x12K\n\nTakeTuning\x12\x1d.unitune.v1.TakeTuningRequest\x1a\x1e.unitune.v1.TakeTuningResponse\x12Q\n\x0cReportTuning\x12\x1f.unitune.v1.ReportTuningRequest\x1a .unitune.v1.ReportTuningResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/tuner.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\xe4\x01\n\tTunerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x02 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x35\n\x13warm_start_defaults\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x31\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x0f\n\x07version\x18( \x01(\t\";\n\x0cTunerProcess\x12\x13\n\x05place\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08instance\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"<\n\x0f\x41nnounceRequest\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x15.unitune.v1.TunerInfoB\x04\xe2\x41\x01\x02\"<\n\x10\x41nnounceResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8b\x01\n\x11TakeTuningRequest\x12-\n\x05tuner\x18\x01 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12\x18\n\nbase_model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"@\n\x12TakeTuningResponse\x12*\n\nassignment\x18\x01 \x01(\x0b\x32\x16.unitune.v1.Assignment\"\xd4\x01\n\nAssignment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\t\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\'\n\x06images\x18\x05 \x03(\x0b\x32\x17.unitune.v1.StoredImage\x12\x0c\n\x04path\x18\x06 \x01(\t\x12*\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x16.unitune.v1.Checkpoint\x12\r\n\x05trace\x18\x08 \x01(\t\"9\n\x0bStoredImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\nCheckpoint\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06update\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x02\"\xe0\x03\n\x13ReportTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12-\n\x05tuner\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12.\n\x08progress\x18\x04 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12\x36\n\x05\x61live\x18\x05 \x01(\x0b\x32%.unitune.v1.ReportTuningRequest.AliveH\x00\x12&\n\x04\x64one\x18\x06 \x01(\x0b\x32\x16.unitune.v1.WeightsRefH\x00\x12$\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12=\n\tgive_back\x18\x08 \x01(\x0b\x32(.unitune.v1.ReportTuningRequest.GiveBackH\x00\x12,\n\ncheckpoint\x18\t \x01(\x0b\x32\x16.unitune.v1.CheckpointH\x00\x1a\x36\n\x05\x41live\x12-\n\x04wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x1a\n\n\x08GiveBackB\x08\n\x06report\"\xa0\x01\n\x14ReportTuningResponse\x12\'\n\x05noted\x18\x01 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12(\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12,\n\nlease_lost\x18\x03 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x42\x07\n\x05order2\xf9\x01\n\x10TunerPoolService\x12\x45\n\x08\x41nnounce\x12\x1b.unitune.v1.AnnounceRequest\x1a\x1c.unitune.v1.AnnounceResponse\x12K\n\nTakeTuning\x12\x1d.unitune.v1.TakeTuningRequest\x1a\x1e.unitune.v1.TakeTuningResponse\x12Q\n\x0cReportTuning\x12\x1f.unitune.v1.ReportTuningRequest\x1a .unitune.v1.ReportTuningResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,31 +64,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTTUNINGREQUEST'].fields_by_name['tuner']._loaded_options = None
   _globals['_REPORTTUNINGREQUEST'].fields_by_name['tuner']._serialized_options = b'\342A\001\002'
   _globals['_TUNERINFO']._serialized_start=208
-  _globals['_TUNERINFO']._serialized_end=444
-  _globals['_TUNERPROCESS']._serialized_start=446
-  _globals['_TUNERPROCESS']._serialized_end=505
-  _globals['_ANNOUNCEREQUEST']._serialized_start=507
-  _globals['_ANNOUNCEREQUEST']._serialized_end=567
-  _globals['_ANNOUNCERESPONSE']._serialized_start=569
-  _globals['_ANNOUNCERESPONSE']._serialized_end=629
-  _globals['_TAKETUNINGREQUEST']._serialized_start=632
-  _globals['_TAKETUNINGREQUEST']._serialized_end=771
-  _globals['_TAKETUNINGRESPONSE']._serialized_start=773
-  _globals['_TAKETUNINGRESPONSE']._serialized_end=837
-  _globals['_ASSIGNMENT']._serialized_start=840
-  _globals['_ASSIGNMENT']._serialized_end=1052
-  _globals['_STOREDIMAGE']._serialized_start=1054
-  _globals['_STOREDIMAGE']._serialized_end=1111
-  _globals['_CHECKPOINT']._serialized_start=1113
-  _globals['_CHECKPOINT']._serialized_end=1189
-  _globals['_REPORTTUNINGREQUEST']._serialized_start=1192
-  _globals['_REPORTTUNINGREQUEST']._serialized_end=1672
-  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_start=1596
-  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_end=1650
-  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_start=1652
-  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_end=1662
-  _globals['_REPORTTUNINGRESPONSE']._serialized_start=1675
-  _globals['_REPORTTUNINGRESPONSE']._serialized_end=1835
-  _globals['_TUNERPOOLSERVICE']._serialized_start=1838
-  _globals['_TUNERPOOLSERVICE']._serialized_end=2087
+  _globals['_TUNERINFO']._serialized_end=436
+  _globals['_TUNERPROCESS']._serialized_start=438
+  _globals['_TUNERPROCESS']._serialized_end=497
+  _globals['_ANNOUNCEREQUEST']._serialized_start=499
+  _globals['_ANNOUNCEREQUEST']._serialized_end=559
+  _globals['_ANNOUNCERESPONSE']._serialized_start=561
+  _globals['_ANNOUNCERESPONSE']._serialized_end=621
+  _globals['_TAKETUNINGREQUEST']._serialized_start=624
+  _globals['_TAKETUNINGREQUEST']._serialized_end=763
+  _globals['_TAKETUNINGRESPONSE']._serialized_start=765
+  _globals['_TAKETUNINGRESPONSE']._serialized_end=829
+  _globals['_ASSIGNMENT']._serialized_start=832
+  _globals['_ASSIGNMENT']._serialized_end=1044
+  _globals['_STOREDIMAGE']._serialized_start=1046
+  _globals['_STOREDIMAGE']._serialized_end=1103
+  _globals['_CHECKPOINT']._serialized_start=1105
+  _globals['_CHECKPOINT']._serialized_end=1181
+  _globals['_REPORTTUNINGREQUEST']._serialized_start=1184
+  _globals['_REPORTTUNINGREQUEST']._serialized_end=1664
+  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_start=1588
+  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_end=1642
+  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_start=1644
+  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_end=1654
+  _globals['_REPORTTUNINGRESPONSE']._serialized_start=1667
+  _globals['_REPORTTUNINGRESPONSE']._serialized_end=1827
+  _globals['_TUNERPOOLSERVICE']._serialized_start=1830
+  _globals['_TUNERPOOLSERVICE']._serialized_end=2079
 # @@protoc_insertion_point(module_scope)

@@ -15,18 +15,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TunerInfo(_message.Message):
-    __slots__ = ("base_model", "tuning_defaults", "defaults_without_warm_start", "method_defaults", "version")
+    __slots__ = ("base_model", "tuning_defaults", "warm_start_defaults", "method_defaults", "version")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
-    DEFAULTS_WITHOUT_WARM_START_FIELD_NUMBER: _ClassVar[int]
+    WARM_START_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     METHOD_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     base_model: _server_pb2.BaseModel
     tuning_defaults: _tuning_pb2.TuningConfig
-    defaults_without_warm_start: _tuning_pb2.TuningConfig
+    warm_start_defaults: _tuning_pb2.TuningConfig
     method_defaults: _containers.RepeatedCompositeFieldContainer[_tuning_pb2.TuningConfig]
     version: str
-    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., defaults_without_warm_start: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., method_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., version: _Optional[str] = ...) -> None: ...
+    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., warm_start_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., method_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class TunerProcess(_message.Message):
     __slots__ = ("place", "instance")
