@@ -15,7 +15,7 @@ from stickerbook.render import render
 from stickerbook.save_model import MODEL
 from stickerbook.world import draw_scene
 from tuner_svc.base_model import load
-from tuner_svc.learn_warm_start import CHECKPOINT, ROUNDS, Learning, Told, default_settings, learn
+from tuner_svc.learn_warm_start import CHECKPOINT, ROUNDS, Learning, RoundLines, default_settings, learn
 from unitune import images
 
 FIRST_SEED = 7_000_000  # of the scenes
@@ -34,7 +34,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint = options.out / CHECKPOINT
     learning = Learning.begin(model, default_settings(model))
-    learning = learn(model, picture_of, learning, options.rounds, checkpoint, Told(options.rounds))
+    learning = learn(model, picture_of, learning, options.rounds, checkpoint, RoundLines(options.rounds))
     learning.stored(model).save(MODEL, MODEL)
 
 

@@ -171,7 +171,7 @@ def default_settings(
     )
 
 
-class Told:
+class RoundLines:
     """Tells the rounds that are done, with the time that is left, as lines of JSON for a program that reads them."""
 
     def __init__(self, rounds: int) -> None:
@@ -222,7 +222,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"learning from {len(options.pictures)} pictures with {learning.settings}", file=sys.stderr)
     picture_of = pictures_in(model, options.pictures)
-    learning = learn(model, picture_of, learning, options.rounds, options.out / CHECKPOINT, Told(options.rounds))
+    learning = learn(model, picture_of, learning, options.rounds, options.out / CHECKPOINT, RoundLines(options.rounds))
     learning.stored(model).save(options.out, options.base_model)
     (options.out / CHECKPOINT).unlink()
 

@@ -83,6 +83,7 @@ WRONG: dict[type[Message], dict[str, Any]] = {
         "learning_rate": 0,
         "rare_tokens": "x" * 99,
         "stop_loss_ratio": 2,
+        "warm_start": True,  # the model of these services has none
         "super_resolution_updates": -1,
         "super_resolution_2_updates": -1,
         "prompt": LONG,
