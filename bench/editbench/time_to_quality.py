@@ -82,9 +82,11 @@ def plot(groups: dict[str, list[list[Result]]], out: Path) -> None:
     """Right edits and kept pixels against the seconds of a tuning."""
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(6.4, 6.4), sharex=True)
     for start, results in groups.items():
-        seconds = [np.mean([r.tuning_s for r in group]) for group in results]
-        above.plot(seconds, [100 * np.mean([r.score.success for r in group]) for group in results], "o-", label=start)
-        below.plot(seconds, [np.mean([r.score.kept_psnr_db for r in group]) for group in results], "o-")
+        seconds = [np.mean([result.tuning_s for result in group]) for group in results]
+        right = [mean_of(group, lambda r: float(r.score.success)) for group in results]
+        kept = [mean_of(group, lambda r: r.score.kept_psnr_db) for group in results]
+        above.plot(seconds, [100 * one.mean for one in right if one], "o-", label=start)
+        below.plot(seconds, [one.mean for one in kept if one], "o-")
     above.set_ylabel("right edits, %")
     below.set_ylabel("kept pixels, dB")
     below.set_xlabel("seconds of tuning, one core")
@@ -93,6 +95,7 @@ def plot(groups: dict[str, list[list[Result]]], out: Path) -> None:
         axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(out / "time-to-quality.png", dpi=120)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
