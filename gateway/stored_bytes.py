@@ -30,6 +30,7 @@ class StoredBytes:
         self._most = most
         self._counted: dict[str, tuple[dict[str, int], float]] = {}  # bytes, and when they were counted
         self._coming: Counter[str] = Counter()  # bytes that are being stored
+        self._kept: Counter[str] = Counter()  # bytes that were stored, of tenants that are counted or being counted
 
     async def refusal(self, tenant: str, further: int = 0) -> ResourceExhausted | None:
         """The error (TENANT_STORAGE_LIMIT) with which so many further bytes are refused, None if there is room."""
@@ -56,6 +57,7 @@ class StoredBytes:
         self._coming[tenant] += size_bytes
         try:
             yield
+            self._kept[tenant] += size_bytes
             if tenant in self._counted:
                 self._counted[tenant][0][store_paths.IMAGES] += size_bytes
         finally:
@@ -74,11 +76,15 @@ class StoredBytes:
     async def _count(self, tenant: str, age_s: float) -> dict[str, int]:
         now_s = time.monotonic()
         if tenant not in self._counted or now_s - self._counted[tenant][1] > age_s:
+            kept = self._kept[tenant]
             found = {
                 collection: await self._store.answer(self._store.size_bytes, f"{collection}/{tenant}")
                 for collection in COLLECTIONS
             }
+            # What was stored meanwhile may not be in the listing. If it is, it counts twice until the next look.
+            found[store_paths.IMAGES] += max(self._kept[tenant] - kept, 0)
             if len(self._counted) >= KEPT_TENANTS:
                 self._counted.clear()
+                self._kept.clear()
             self._counted[tenant] = found, now_s
         return self._counted[tenant][0]
