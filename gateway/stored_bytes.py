@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from gateway.admission import of_tenant
 from unitune import store_paths
@@ -21,6 +22,14 @@ RETRY_S = 60.0
 KEPT_TENANTS = 1000
 
 
+@dataclass(eq=False)
+class _Look:
+    """A look at what a tenant stores, and the bytes of pictures that were stored since it began."""
+
+    tenant: str
+    stored_bytes: int = 0
+
+
 class StoredBytes:
     """What the tenants of one gateway store."""
 
@@ -30,7 +39,7 @@ class StoredBytes:
         self._most = most
         self._counted: dict[str, tuple[dict[str, int], float]] = {}  # bytes, and when they were counted
         self._coming: Counter[str] = Counter()  # bytes that are being stored
-        self._kept: Counter[str] = Counter()  # bytes that were stored, of tenants that are counted or being counted
+        self._looks: set[_Look] = set()  # that go on
 
     async def refusal(self, tenant: str, further: int = 0) -> ResourceExhausted | None:
         """The error (TENANT_STORAGE_LIMIT) with which so many further bytes are refused, None if there is room."""
@@ -57,7 +66,9 @@ class StoredBytes:
         self._coming[tenant] += size_bytes
         try:
             yield
-            self._kept[tenant] += size_bytes
+            for look in self._looks:
+                if look.tenant == tenant:
+                    look.stored_bytes += size_bytes
             if tenant in self._counted:
                 self._counted[tenant][0][store_paths.IMAGES] += size_bytes
         finally:
@@ -76,15 +87,18 @@ class StoredBytes:
     async def _count(self, tenant: str, age_s: float) -> dict[str, int]:
         now_s = time.monotonic()
         if tenant not in self._counted or now_s - self._counted[tenant][1] > age_s:
-            kept = self._kept[tenant]
-            found = {
-                collection: await self._store.answer(self._store.size_bytes, f"{collection}/{tenant}")
-                for collection in COLLECTIONS
-            }
+            look = _Look(tenant)
+            self._looks.add(look)
+            try:
+                found = {
+                    collection: await self._store.answer(self._store.size_bytes, f"{collection}/{tenant}")
+                    for collection in COLLECTIONS
+                }
+            finally:
+                self._looks.remove(look)
             # What was stored meanwhile may not be in the listing. If it is, it counts twice until the next look.
-            found[store_paths.IMAGES] += max(self._kept[tenant] - kept, 0)
+            found[store_paths.IMAGES] += look.stored_bytes
             if len(self._counted) >= KEPT_TENANTS:
                 self._counted.clear()
-                self._kept.clear()
             self._counted[tenant] = found, now_s
         return self._counted[tenant][0]

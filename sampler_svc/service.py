@@ -343,7 +343,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             sample(wanted, tools, on_event)
             return
         # Attempts are chosen among before super-resolution, which takes longer than they do.
-        edit = PreparedEdit(wanted, replace(tools, super_resolution=()))
+        edit, enlarged = PreparedEdit(wanted, replace(tools, super_resolution=())), PreparedEdit(wanted, tools)
         resamples = config.clip_filter.resamples if config.clip_filter.HasField("resamples") else DEFAULT_RESAMPLES
         attempts = attempts_of(wanted, model.clip_filter, is_automatic=config.automatic, resamples=resamples)
         sample_filtered(
@@ -354,7 +354,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             attempts,
             on_event,
             tries_all=config.automatic,
-            finish=(lambda chosen, on_event: sample(chosen, tools, on_event)) if large else None,
+            finish=(lambda chosen, on_event: sample(chosen, tools, on_event, enlarged)) if large else None,
         )
 
     def _checked(self, result: EditedImage | ScoredImage) -> EditedImage | ScoredImage:

@@ -83,10 +83,7 @@ class Adafactor:
         }
         for parameter, rows, columns in zip(self._factored, self._rows, self._columns, strict=True):
             means = [_mean_along(columns if axis == 1 else rows, axis) for axis in range(rows.dim())]
-            found[id(parameter)] = [
-                *means[2:],
-                *means[:2],
-            ]  # as the parameter's axes, of which the last two are in front
+            found[id(parameter)] = [*means[2:], *means[:2]]  # the last two axes are in front here
         return [found[id(parameter)] for parameter in self._parameters]
 
     @torch.no_grad()

@@ -160,7 +160,7 @@ def read_settings(folder: Path) -> WarmStartSettings | None:
         remedy = f"it must be {' or '.join(WARM_START_MODES)}"
         raise UnusableBaseModel(f"{path}: mode is {settings.mode!r}: {remedy}")
     try:
-        TuningConfig(**{name: value for name, value in asdict(settings).items() if name != "steps"})
+        TuningConfig(**settings.defaults())
     except InvalidField as error:
         raise UnusableBaseModel(f"{path}: {error.message.removeprefix('config.')}") from error
     return settings

@@ -86,9 +86,7 @@ def encode_coarse(tensors: Mapping[str, NDArray], base: Mapping[str, NDArray], s
             continue
         rows = delta.reshape(len(delta), -1)
         scale = (step * np.sqrt(np.square(rows, dtype=np.float64).mean(axis=1))).astype(np.float32)
-        steps = np.divide(rows, scale[:, None], out=np.zeros_like(rows), where=scale[:, None] > 0)
-        values = np.rint(steps).clip(-7, 7).astype(np.int8)
-        stored |= {f"{name}#int4": _packed_nibbles(values), f"{name}#scale": scale}
+        stored |= {f"{name}#int4": _packed_nibbles(_rounded(rows, scale, 7)), f"{name}#scale": scale}
     return stored
 
 
@@ -188,8 +186,13 @@ def _fp16(array: NDArray) -> NDArray:
 def _quantised(rows: Array, largest: int) -> tuple[NDArray[np.int8], Array]:
     """Integers up to `largest`, and the scale of each row; a row of zeros has scale 0."""
     scale = np.abs(rows).max(axis=1) / np.float32(largest)
+    return _rounded(rows, scale, largest), scale
+
+
+def _rounded(rows: Array, scale: Array, largest: int) -> NDArray[np.int8]:
+    """The nearest multiples of each row's scale, up to `largest`; zeros where that is 0."""
     steps = np.divide(rows, scale[:, None], out=np.zeros_like(rows), where=scale[:, None] > 0)
-    return np.clip(np.rint(steps), -largest, largest).astype(np.int8), scale
+    return np.clip(np.rint(steps), -largest, largest).astype(np.int8)
 
 
 def _encode_int8(rows: Array) -> Parts:

@@ -18,6 +18,7 @@ from matplotlib import pyplot
 
 from bench.editbench.cases import load
 from bench.editbench.intervals import mean_of, preference
+from bench.editbench.report import percent, plain
 from bench.editbench.results import Result, by_setting
 from bench.editbench.run import run
 from bench.editbench.settings import Setting, from_warm_start, setting_of
@@ -36,10 +37,10 @@ def main() -> None:
     parser.add_argument("--warm-updates", type=int, nargs="*", default=WARM_UPDATES, help="from the warm start")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
-    plain = setting_of(read_preset(MODEL), "unitune")
-    warm = from_warm_start(plain, MODEL)
+    own = setting_of(read_preset(MODEL), "unitune")
+    warm = from_warm_start(own, MODEL)
     starts = {
-        "the base model": [with_updates(plain, number) for number in options.updates],
+        "the base model": [with_updates(own, number) for number in options.updates],
         "the warm start": [with_updates(warm, number) for number in options.warm_updates],
     }
     pictures = load(options.split)[: options.pictures]
@@ -56,8 +57,7 @@ def main() -> None:
         of_sdedit = run(MODEL, pictures, [sdedit], options.out, "SDEdit")
         for setting in settings:
             wins = preference(results[setting.name], of_sdedit)["all"]
-            assert wins is not None
-            print(f"{setting.name}: preferred over SDEdit in {wins.mean:.1%} ({wins.low:.0%}-{wins.high:.0%})")
+            print(f"{setting.name}: preferred over SDEdit in {percent(plain(wins))}")
 
 
 def with_updates(setting: Setting, updates: int) -> Setting:
@@ -73,8 +73,7 @@ def row(start: str, setting: Setting, results: Sequence[Result]) -> str:
     kept, distance = (mean_of(results, lambda r: r.score.kept_psnr_db), mean_of(results, lambda r: r.score.distance))
     assert right is not None and kept is not None and distance is not None
     seconds = np.mean([result.tuning_s for result in results])
-    percent = f"{right.mean:.1%} ({100 * right.low:.0f}-{100 * right.high:.0f})".replace("%", " %")
-    figures = f"{seconds:.1f} | {percent} | {kept.mean:.1f} dB | {distance.mean:.4f}"
+    figures = f"{seconds:.1f} | {percent(plain(right))} | {kept.mean:.1f} dB | {distance.mean:.4f}"
     return f"| {start} | {tuning.updates} | {tuning.learning_rate:g} | {figures} |"
 
 

@@ -60,9 +60,10 @@ class BestPictures:
             if self._tries_all or index not in self._best or not self._best[index].passed
         ]
 
-    def take(self, image: EditedImage, attempt: Request, number: int) -> None:
-        """Keep a picture of an attempt, which has this number, if it is the best of its seed so far; `image.index`
-        counts all seeds."""
+    def take(self, attempt: Request, number: int, seeds: Sequence[int], image: EditedImage) -> None:
+        """Keep a picture of an attempt, which has this number, if it is the best of its seed so far. `seeds` are the
+        indices, among all, of the seeds that the attempt has."""
+        image = replace(image, index=seeds[image.index])
         scores = self._score(images.decode(image.png, max_bytes=None))
         found = ScoredImage(image, scores, self._clip_filter.passes(scores), attempt.strength, attempt.guidance_scale)
         if image.index not in self._best or self._value(found) > self._value(self._best[image.index]):
@@ -76,8 +77,8 @@ class BestPictures:
         ]
 
     def finish(self, index: int, image: EditedImage) -> None:
-        """Put a picture in the place of the best one, of which it is the finished form."""
-        self._best[index] = replace(self._best[index], image=image)
+        """Put a picture in the place of the best one of a seed, of which it is the finished form."""
+        self._best[index] = replace(self._best[index], image=replace(image, index=index))
 
     def add_seconds(self, done: Done) -> None:
         """Add the seconds of an attempt."""
@@ -112,7 +113,7 @@ def sample_filtered(
     """
     best = BestPictures(clip_filter, base_image, prompt, tries_all=tries_all)
 
-    def attempted(number: int, attempt: Request, open_seeds: Sequence[int], event: Event) -> None:
+    def emit(number: int, take: Callable[[EditedImage], None], event: Event) -> None:
         match event:
             case Step():
                 # The steps count within the attempt: points differ in strength and so in steps, and the number of
@@ -121,18 +122,7 @@ def sample_filtered(
             case Warned():
                 on_event(event)
             case EditedImage():
-                best.take(replace(event, index=open_seeds[event.index]), attempt, number)
-            case Done():
-                best.add_seconds(event)
-
-    def finished(number: int, index: int, event: Event) -> None:
-        match event:
-            case Step():
-                on_event(replace(event, attempt=number, attempts=len(attempts)))
-            case Warned():
-                on_event(event)
-            case EditedImage():
-                best.finish(index, replace(event, index=index))
+                take(event)
             case Done():
                 best.add_seconds(event)
 
@@ -141,9 +131,9 @@ def sample_filtered(
         if not open_seeds:
             break
         wanted = replace(attempt, seeds=tuple(attempt.seeds[index] for index in open_seeds))
-        sample_once(wanted, partial(attempted, number, attempt, open_seeds))
+        sample_once(wanted, partial(emit, number, partial(best.take, attempt, number, open_seeds)))
     if finish is not None:
         for index, number, wanted in best.chosen():
-            finish(wanted, partial(finished, number, index))
+            finish(wanted, partial(emit, number, partial(best.finish, index)))
     for result in best.results():
         on_event(result)
