@@ -18,6 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from tests.gateway.conftest import eventually
 from unitune import serving
 from unitune.errors import Aborted, InvalidField, Unavailable, from_rpc_error
 from unitune.v1 import edit_pb2, edit_pb2_grpc, image_pb2, image_pb2_grpc
@@ -151,8 +152,15 @@ async def test_bytes_that_are_no_request_are_refused(
         raised = await caught(call)
         assert raised.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert from_rpc_error(raised).reason == "REQUEST_UNREADABLE"
-    await client.server.stop()  # until then the server may still write its last line
-    lines = [record for record in caplog.records if record.name != "asyncio"]
+
+    async def told() -> list[logging.LogRecord]:
+        lines = [record for record in caplog.records if record.name != "asyncio"]
+        return lines if len(lines) >= 3 else []
+
+    # An answer is there before its call's line, and a server that stops at once cancels the call between the two.
+    await eventually(told)
+    await client.server.stop()  # until then the server may still write another line
+    lines = await told()
     assert len(lines) == 3 and not any(record.exc_info for record in caplog.records), caplog.text
 
 
